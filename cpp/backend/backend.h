@@ -1,0 +1,65 @@
+// What a device can do. Models are written against this and know no device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/arena.h"
+#include "core/tensor.h"
+#include "kernels/kernel.h"
+
+namespace fastsae {
+
+// Rows in host memory, as a caller hands them over.
+struct HostRows {
+  const void* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride_bytes = 0;  // from one row to the next
+  DType dtype = DType::f32;
+  const std::byte* row(std::int64_t index) const {
+    return static_cast<const std::byte*>(data) + index * stride_bytes;
+  }
+};
+
+// A factor of a product, taken transposed or as it is.
+struct Factor {
+  Tensor tensor;
+  bool transposed = false;
+  std::int64_t rows() const { return transposed ? tensor.cols : tensor.rows; }
+  std::int64_t cols() const { return transposed ? tensor.rows : tensor.cols; }
+};
+
+// Called now and then on the thread that entered the library, between pieces of work; cancels by throwing.
+using Poll = std::function<void()>;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Zeroed; MemoryError if there is too little.
+  virtual Memory allocate(std::size_t bytes) = 0;
+
+  // out = A B (added to what is there if `accumulate`), then the kernel on each element while it is in cache.
+  virtual void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) = 0;
+  // The kernel on each element of out.
+  virtual void map(Tensor out, const Kernel& kernel, Sums sums) = 0;
+  virtual void copy(Tensor to, Tensor from) = 0;
+  virtual void fill(Tensor to, double value) = 0;
+  // Row i of out is row order[i] of the source (row i if order is null), converted to out's type.
+  virtual void gather(const HostRows& source, const std::int64_t* order, Tensor out) = 0;
+  // Dense host memory of the tensor's own type.
+  virtual void read(const Tensor& from, void* to) = 0;
+  virtual void write(const Tensor& to, const void* from) = 0;
+  // The sum of all elements of a tensor of doubles, row after row.
+  virtual double total(const Tensor& of) = 0;
+
+  virtual void poll() = 0;
+};
+
+// "cpu", with the number of threads the process-wide settings say.
+std::unique_ptr<Backend> make_backend(const std::string& device, Poll poll);
+
+}  // namespace fastsae

@@ -1,0 +1,48 @@
+#include "core/arena.h"
+
+#include "core/error.h"
+
+namespace fastsae {
+namespace {
+
+constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
+
+std::size_t padded_bytes(const Tensor& tensor) {
+  const std::size_t bytes = static_cast<std::size_t>(tensor.size()) * size_of(tensor.dtype);
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace
+
+Tensor& Arena::declare(std::string name, std::int64_t rows, std::int64_t cols, DType dtype) {
+  std::int64_t elements = 0;
+  if (__builtin_mul_overflow(rows, cols, &elements) || elements > (std::int64_t{1} << 58)) {
+    throw ValueError(text(name, ": a tensor of ", rows, " x ", cols, " is more than can be addressed"));
+  }
+  tensors_.push_back({std::move(name), Tensor{nullptr, rows, cols, cols, dtype}});
+  return tensors_.back().tensor;
+}
+
+std::size_t Arena::bytes() const {
+  std::size_t total = 0;
+  for (const Named& named : tensors_) total += padded_bytes(named.tensor);
+  return total;
+}
+
+void Arena::allocate(const Allocate& allocate) {
+  memory_ = allocate(bytes());
+  auto* next = static_cast<std::byte*>(memory_.get());
+  for (Named& named : tensors_) {
+    named.tensor.data = next;
+    next += padded_bytes(named.tensor);
+  }
+}
+
+const Tensor* Arena::find(const std::string& name) const {
+  for (const Named& named : tensors_) {
+    if (named.name == name) return &named.tensor;
+  }
+  return nullptr;
+}
+
+}  // namespace fastsae

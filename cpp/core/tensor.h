@@ -1,0 +1,53 @@
+// A view of a row-major matrix: it owns nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace fastsae {
+
+enum class DType : std::uint8_t { f32, f64 };
+
+template <class S>
+inline constexpr DType dtype_of = sizeof(S) == 4 ? DType::f32 : DType::f64;
+
+constexpr std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
+
+// The typed form that kernels hold.
+template <class S>
+struct View {
+  S* data;
+  std::int64_t stride;
+  FS_HD S& operator()(std::int64_t row, std::int64_t col) const { return data[row * stride + col]; }
+};
+
+struct Tensor {
+  void* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t stride = 0;  // elements from one row to the next
+  DType dtype = DType::f32;
+
+  bool exists() const { return data != nullptr; }
+  std::int64_t size() const { return rows * cols; }
+  std::size_t row_bytes() const { return static_cast<std::size_t>(cols) * size_of(dtype); }
+
+  template <class S>
+  S* as() const {
+    return static_cast<S*>(data);
+  }
+  template <class S>
+  View<S> view() const {
+    return {static_cast<S*>(data), stride};
+  }
+  Tensor slice_rows(std::int64_t begin, std::int64_t count) const {
+    Tensor part = *this;
+    part.data = static_cast<std::byte*>(data) + begin * stride * static_cast<std::int64_t>(size_of(dtype));
+    part.rows = count;
+    return part;
+  }
+};
+
+}  // namespace fastsae

@@ -1,0 +1,220 @@
+#include "cpu/cpu_backend.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include "core/error.h"
+#include "cpu/blas.h"
+#include "cpu/float_mode.h"
+#include "cpu/loops.h"
+#include "cpu/partition.h"
+#include "cpu/pool.h"
+#include "cpu/scratch.h"
+#include "kernels/list.h"
+
+namespace fastsae::cpu {
+namespace {
+
+// Bytes that can still be had without swapping; the kernel's own estimate where there is one.
+std::size_t available_memory() {
+  std::ifstream info("/proc/meminfo");
+  std::string key;
+  std::size_t kilobytes = 0;
+  while (info >> key >> kilobytes) {
+    if (key == "MemAvailable:") return kilobytes * 1024;
+    info.ignore(256, '\n');
+  }
+  return static_cast<std::size_t>(-1);
+}
+
+// One pass over an output: which loop, and the partial sums of each block until they are added in block
+// order.
+class Summing {
+ public:
+  Summing(const Kernel* kernel, const Tensor& out, std::int64_t row_parts, std::int64_t col_parts,
+          Scratch& scratch, Sums sums)
+      : kernel_(kernel),
+        out_(out),
+        row_parts_(row_parts),
+        col_parts_(col_parts),
+        sums_(sums),
+        lease_(scratch, partials()) {
+    if (kernel_ != nullptr) loop_ = find_loop(*kernel_);
+  }
+
+  void run(Block block, std::int64_t row_part, std::int64_t col_part) {
+    if (kernel_ == nullptr) return;
+    if (kernel_->pass == Pass::col_sum) {
+      loop_(kernel_->bytes, out_, block, lease_.data() + row_part * kernel_->sums * out_.cols, out_.cols);
+    } else if (kernel_->pass == Pass::row_sum) {
+      loop_(kernel_->bytes, out_, block, lease_.data() + col_part, col_parts_);
+    } else {
+      loop_(kernel_->bytes, out_, block, nullptr, 0);
+    }
+  }
+
+  void finish() {
+    if (kernel_ == nullptr || kernel_->pass == Pass::each || !sums_.into.exists()) return;
+    double* into = sums_.into.as<double>();
+    const bool columns = kernel_->pass == Pass::col_sum;
+    const std::int64_t count = columns ? kernel_->sums * out_.cols : out_.rows;
+    const std::int64_t parts = columns ? row_parts_ : col_parts_;
+    const std::int64_t step = columns ? count : 1, first = columns ? 1 : col_parts_;
+    for (std::int64_t i = 0; i < count; ++i) {
+      double sum = sums_.accumulate ? into[i] : 0.0;
+      for (std::int64_t part = 0; part < parts; ++part) sum += lease_.data()[i * first + part * step];
+      into[i] = sum;
+    }
+  }
+
+ private:
+  std::size_t partials() const {
+    if (kernel_ == nullptr || kernel_->pass == Pass::each) return 0;
+    const std::int64_t count =
+        kernel_->pass == Pass::col_sum ? row_parts_ * kernel_->sums * out_.cols : out_.rows * col_parts_;
+    return static_cast<std::size_t>(count);
+  }
+
+  const Kernel* kernel_;
+  const Tensor& out_;
+  const std::int64_t row_parts_, col_parts_;
+  const Sums sums_;
+  Loop loop_ = nullptr;
+  Scratch::Lease lease_;
+};
+
+template <class From, class To>
+void convert_row(const void* from, void* to, std::int64_t count) {
+  const From* source = static_cast<const From*>(from);
+  To* target = static_cast<To*>(to);
+  for (std::int64_t i = 0; i < count; ++i) target[i] = static_cast<To>(source[i]);
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(Poll poll) : poll_(std::move(poll)) { (void)isa(); }
+
+  Memory allocate(std::size_t bytes) override {
+    constexpr std::size_t kAlignment = 64;
+    const std::size_t padded = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    const std::size_t free_bytes = available_memory();
+    void* memory = padded < bytes || padded > free_bytes ? nullptr : std::aligned_alloc(kAlignment, padded);
+    if (memory == nullptr) throw MemoryError(bytes, free_bytes);
+    std::memset(memory, 0, padded);
+    return Memory(memory, [](void* p) { std::free(p); });
+  }
+
+  void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
+    with_scalar(out.dtype, [&](auto s) { product_of<decltype(s)>(a, b, out, accumulate, kernel, sums); });
+  }
+
+  void map(Tensor out, const Kernel& kernel, Sums sums) override {
+    FlushDenormals flush;
+    const Cut rows = map_blocks(out.rows, out.cols);
+    Summing pass(&kernel, out, rows.parts, 1, scratch_, sums);
+    // An update must not stop halfway: no polling here.
+    parallel(
+        rows.parts,
+        [&](std::int64_t part) { pass.run({rows[part].begin, rows[part].end, 0, out.cols}, part, 0); },
+        false);
+    pass.finish();
+  }
+
+  void copy(Tensor to, Tensor from) override {
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
+    }
+  }
+
+  void fill(Tensor to, double value) override {
+    with_scalar(to.dtype, [&](auto s) {
+      using S = decltype(s);
+      for (std::int64_t row = 0; row < to.rows; ++row) {
+        std::fill_n(to.as<S>() + row * to.stride, to.cols, static_cast<S>(value));
+      }
+    });
+  }
+
+  void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
+    const auto convert =
+        source.dtype == DType::f32
+            ? (out.dtype == DType::f32 ? convert_row<float, float> : convert_row<float, double>)
+            : (out.dtype == DType::f32 ? convert_row<double, float> : convert_row<double, double>);
+    const Cut blocks = map_blocks(out.rows, out.cols);
+    parallel(blocks.parts, [&](std::int64_t part) {
+      for (std::int64_t row = blocks[part].begin; row < blocks[part].end; ++row) {
+        const std::int64_t index = order == nullptr ? row : order[row];
+        convert(source.row(index), out.slice_rows(row, 1).data, out.cols);
+      }
+    });
+  }
+
+  void read(const Tensor& from, void* to) override {
+    Tensor dense = from;
+    dense.data = to;
+    dense.stride = from.cols;
+    copy(dense, from);
+  }
+
+  void write(const Tensor& to, const void* from) override {
+    Tensor dense = to;
+    dense.data = const_cast<void*>(from);
+    dense.stride = to.cols;
+    copy(to, dense);
+  }
+
+  double total(const Tensor& of) override {
+    double sum = 0;
+    for (std::int64_t row = 0; row < of.rows; ++row) {
+      for (std::int64_t col = 0; col < of.cols; ++col) sum += of.as<double>()[row * of.stride + col];
+    }
+    return sum;
+  }
+
+  void poll() override {
+    if (poll_) poll_();
+  }
+
+ private:
+  void parallel(std::int64_t count, const Pool::Task& task, bool polls = true) {
+    static const std::function<void()> nothing = [] {};
+    pool_.run(count, task, polls && poll_ ? poll_ : nothing);
+  }
+
+  template <class S>
+  void product_of(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
+                  Sums sums) {
+    FlushDenormals flush;
+    const std::int64_t inner = a.cols();
+    const Tiling tiles = Tiling::of(out.rows, out.cols, inner);
+    Summing pass(kernel, out, tiles.rows.parts, tiles.cols.parts, scratch_, sums);
+    const auto part_of = [](const Factor& f, std::int64_t row, std::int64_t col) {
+      const std::int64_t r = f.transposed ? col : row, c = f.transposed ? row : col;
+      return f.tensor.as<S>() + r * f.tensor.stride + c;
+    };
+    parallel(tiles.count(), [&](std::int64_t tile) {
+      const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
+      const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
+      gemm(a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner, part_of(a, r.begin, 0),
+           a.tensor.stride, part_of(b, 0, c.begin), b.tensor.stride, accumulate ? S(1) : S(0),
+           &out.view<S>()(r.begin, c.begin), out.stride);
+      pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
+    });
+    pass.finish();
+  }
+
+  Pool pool_;
+  Scratch scratch_;
+  const Poll poll_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(Poll poll) { return std::make_unique<CpuBackend>(std::move(poll)); }
+
+}  // namespace fastsae::cpu

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace fastsae::cpu {
+
+std::unique_ptr<Backend> make_cpu_backend(Poll poll);
+
+}  // namespace fastsae::cpu

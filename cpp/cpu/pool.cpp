@@ -1,0 +1,184 @@
+#include "cpu/pool.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "cpu/float_mode.h"
+
+namespace fastsae::cpu {
+namespace {
+
+constexpr int kSpins = 2000;  // about the time between two products of a small model
+constexpr int kMaxThreads = 1024;
+
+std::atomic<int> requested_threads{0};
+
+int positive_from_environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? 0 : std::clamp(std::atoi(value), 0, kMaxThreads);
+}
+
+// CPUs' worth of time that the container may use, or 0 if there is no limit.
+int cgroup_quota() {
+  std::ifstream unified("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (unified >> quota >> period && quota != "max" && period > 0) {
+    return std::max(1, static_cast<int>(std::ceil(std::atof(quota.c_str()) / period)));
+  }
+  std::ifstream quota_v1("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+      period_v1("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  double used = 0;
+  if (quota_v1 >> used && period_v1 >> period && used > 0 && period > 0) {
+    return std::max(1, static_cast<int>(std::ceil(used / period)));
+  }
+  return 0;
+}
+
+int processors() {
+  int count = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) count = CPU_COUNT(&set);
+#endif
+  if (const int quota = cgroup_quota(); quota > 0) count = std::min(count, quota);
+  return std::clamp(count, 1, kMaxThreads);
+}
+
+}  // namespace
+
+int num_threads() {
+  if (const int count = requested_threads.load(std::memory_order_relaxed)) return count;
+  if (const int count = positive_from_environment("FASTSAE_NUM_THREADS")) return count;
+  if (const int count = positive_from_environment("OMP_NUM_THREADS")) return count;
+  static const int available = processors();
+  return available;
+}
+
+void set_num_threads(int count) {
+  FS_REQUIRE(count >= 1 && count <= kMaxThreads, "num_threads: expected an integer in [1, ", kMaxThreads,
+             "], got ", count);
+  requested_threads = count;
+}
+
+struct Pool::Crew {
+  explicit Crew(int threads) : process(getpid()), wanted(threads), size(threads) {
+    try {
+      for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {
+      size = static_cast<int>(workers.size()) + 1;
+    }
+  }
+
+  ~Crew() {
+    stop = true;
+    announce();
+    for (std::thread& worker : workers) worker.join();
+  }
+
+  void announce() {
+    round.fetch_add(1, std::memory_order_release);
+    round.notify_all();
+  }
+
+  // Spins a little, then sleeps, until the value is no longer `seen`.
+  static void await_change(const std::atomic<std::uint32_t>& value, std::uint32_t seen) {
+    for (int i = 0; i < kSpins; ++i) {
+      if (value.load(std::memory_order_acquire) != seen) return;
+      pause();
+    }
+    while (value.load(std::memory_order_acquire) == seen) value.wait(seen, std::memory_order_acquire);
+  }
+
+  void work(int index) {
+    std::uint32_t seen = 0;
+    for (;;) {
+      await_change(round, seen);
+      ++seen;
+      if (stop) return;
+      set_float_mode(float_mode);
+      share(index, [] {});
+      if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_all();
+    }
+  }
+
+  template <class Between>
+  void share(int index, const Between& between) {
+    const int place = size - 1 - index;  // the last share is never empty, and is the caller's
+    const std::int64_t begin = count * place / size, end = count * (place + 1) / size;
+    try {
+      for (std::int64_t i = begin; i < end && !failed.load(std::memory_order_relaxed); ++i) {
+        (*task)(i);
+        between();
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
+
+  void run(std::int64_t tasks, const Task& body, const std::function<void()>& between) {
+    task = &body;
+    count = tasks;
+    failed = false;
+    error = nullptr;
+    float_mode = get_float_mode();
+    unfinished = static_cast<std::uint32_t>(size - 1);
+    if (size > 1) announce();
+    share(0, between);
+    while (const std::uint32_t left = unfinished.load(std::memory_order_acquire))
+      await_change(unfinished, left);
+    if (error) std::rethrow_exception(std::exchange(error, nullptr));
+  }
+
+  const pid_t process;
+  const int wanted;
+  int size;  // less than wanted where the system gives fewer threads
+  std::vector<std::thread> workers;
+  std::atomic<std::uint32_t> round{0}, unfinished{0};
+  std::atomic<bool> failed{false};
+  bool stop = false;
+  const Task* task = nullptr;
+  std::int64_t count = 0;
+  std::uint32_t float_mode = 0;
+  std::exception_ptr error;
+};
+
+Pool::Pool() = default;
+
+Pool::~Pool() {
+  if (crew_ && crew_->process != getpid()) (void)crew_.release();  // its threads live in the parent
+}
+
+Pool::Crew* Pool::crew(int threads) {
+  if (crew_ && crew_->process != getpid()) (void)crew_.release();
+  if (!crew_ || crew_->wanted != threads) {
+    crew_.reset();
+    crew_ = std::make_unique<Crew>(threads);
+  }
+  return crew_.get();
+}
+
+void Pool::run(std::int64_t count, const Task& task, const std::function<void()>& between) {
+  const int threads = num_threads();
+  std::unique_lock lock(busy_, std::defer_lock);
+  if (threads > 1 && count > 1 && lock.try_lock()) return crew(threads)->run(count, task, between);
+  for (std::int64_t i = 0; i < count; ++i) {
+    task(i);
+    between();
+  }
+}
+
+}  // namespace fastsae::cpu

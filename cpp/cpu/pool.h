@@ -1,0 +1,40 @@
+// The thread pool of the CPU backend.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+namespace fastsae::cpu {
+
+// Process-wide number of threads for pools: set_num_threads, else FASTSAE_NUM_THREADS, else OMP_NUM_THREADS,
+// else the processors this process may use (affinity and cgroup quota).
+int num_threads();
+void set_num_threads(int count);
+
+// Runs tasks on a crew of threads that is started on first use. Each thread takes a contiguous, fixed share,
+// so what a task computes never depends on who runs it. A busy pool, or one inherited by a forked child,
+// makes the caller run alone or start a new crew.
+class Pool {
+ public:
+  using Task = std::function<void(std::int64_t)>;
+
+  Pool();
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Calls task(0 .. count-1); `between` runs on the calling thread after each of its own tasks and may throw,
+  // which drops the tasks not yet begun. The first exception is rethrown once all threads have stopped.
+  void run(std::int64_t count, const Task& task, const std::function<void()>& between);
+
+ private:
+  struct Crew;
+  Crew* crew(int threads);
+
+  std::mutex busy_;
+  std::unique_ptr<Crew> crew_;
+};
+
+}  // namespace fastsae::cpu

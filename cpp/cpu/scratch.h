@@ -1,0 +1,45 @@
+// Reused scratch memory: a call takes a buffer from the free list and gives it back, so that many threads can
+// work at once and a steady state allocates nothing.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace fastsae::cpu {
+
+class Scratch {
+ public:
+  class Lease {
+   public:
+    Lease(Scratch& owner, std::size_t doubles) : owner_(owner), buffer_(owner.take()) {
+      if (buffer_.size() < doubles) buffer_.resize(doubles);
+    }
+    ~Lease() { owner_.give(std::move(buffer_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    double* data() { return buffer_.data(); }
+
+   private:
+    Scratch& owner_;
+    std::vector<double> buffer_;
+  };
+
+ private:
+  std::vector<double> take() {
+    std::lock_guard lock(mutex_);
+    if (free_.empty()) return {};
+    std::vector<double> buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void give(std::vector<double> buffer) {
+    std::lock_guard lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+  std::mutex mutex_;
+  std::vector<std::vector<double>> free_;
+};
+
+}  // namespace fastsae::cpu

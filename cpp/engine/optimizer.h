@@ -1,0 +1,40 @@
+// The optimiser of an engine: its moments, its step scalars (in double), and the update kernel.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "models/model.h"
+
+namespace fastsae {
+
+struct OptimizerSpec {
+  std::string name;  // sgd, momentum, nesterov, adam, adamw
+  double learning_rate, momentum, beta1, beta2, epsilon;
+  double weight_decay;  // of adamw, decoupled
+};
+
+class Optimizer {
+ public:
+  Optimizer(const OptimizerSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {}
+
+  // Moments named first_moment.NAME and second_moment.NAME, for as many as the optimiser has.
+  void declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list);
+  // The update of step number `step`, which counts from 1.
+  void apply(const std::vector<Parameter>& parameters, std::int64_t step);
+
+  double learning_rate() const { return spec_.learning_rate; }
+  void set_learning_rate(double rate) { spec_.learning_rate = rate; }
+
+ private:
+  struct Moments {
+    Tensor* first = nullptr;
+    Tensor* second = nullptr;
+  };
+  OptimizerSpec spec_;
+  Backend& backend_;
+  std::vector<Moments> moments_;
+};
+
+}  // namespace fastsae

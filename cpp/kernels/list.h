@@ -1,0 +1,81 @@
+// Every kernel there is, once. Each device compiles this list; a struct that is not in it does not compile.
+#pragma once
+
+#include <string>
+
+#include "core/error.h"
+#include "core/type_list.h"
+#include "kernels/elementwise.h"
+#include "kernels/epilogues.h"
+
+namespace fastsae {
+
+// Apply<Template, S, List>: Template<S, T> for each T of the list.
+template <template <class, class> class Template, class S, class List>
+struct ApplyList;
+template <template <class, class> class Template, class S, class... Ts>
+struct ApplyList<Template, S, TypeList<Ts...>> {
+  using type = TypeList<Template<S, Ts>...>;
+};
+template <template <class, class> class Template, class S, class List>
+using Apply = typename ApplyList<Template, S, List>::type;
+
+// Cross<Template, S, List>: Template<S, F, T> for each activation F and each T of the list.
+template <template <class, class, class> class Template, class S, class Fs, class Ts>
+struct CrossLists;
+template <template <class, class, class> class Template, class S, class... Fs, class Ts>
+struct CrossLists<Template, S, TypeList<Fs...>, Ts> {
+  template <class F>
+  struct Bind {
+    template <class S2, class T>
+    using With = Template<S2, F, T>;
+  };
+  using type = Concat<Apply<Bind<Fs>::template With, S, Ts>...>;
+};
+template <template <class, class, class> class Template, class S, class Ts>
+using Cross = typename CrossLists<Template, S, Activations, Ts>::type;
+
+template <class S>
+using KernelsOf =
+    Concat<Apply<Infer, S, Activations>, Cross<Activate, S, ElementPenalties>,
+           Cross<HiddenDelta, S, ElementPenalties>, Cross<OutputDelta, S, TypeList<SquaredError>>,
+           Cross<RowLoss, S, TypeList<SquaredError>>,
+           TypeList<OutputDelta<S, Sigmoid, CrossEntropy>, RowLoss<S, Sigmoid, CrossEntropy>,
+                    KlColumn<S, Sigmoid>, KlColumn<S, Tanh>, DecayedGradient<S>, BiasGradient<S>>,
+           Apply<Update, S, OptimizerSteps>>;
+
+using KernelList = Concat<KernelsOf<float>, KernelsOf<double>>;
+
+template <class K>
+Kernel as_kernel(const K& k) {
+  static_assert(sizeof(K) <= Kernel::capacity && std::is_trivially_copyable_v<K>);
+  Kernel kernel;
+  std::memcpy(kernel.bytes, &k, sizeof(K));
+  kernel.index = static_cast<std::uint16_t>(IndexOf<K, KernelList>::value);
+  kernel.pass = K::pass;
+  kernel.sums = K::sums;
+  kernel.dtype = dtype_of<typename K::Scalar>;
+  return kernel;
+}
+
+// Where a name becomes a type: calls f with a value of the named struct of the list.
+template <class List, class F>
+void with_named(const char* what, const std::string& name, F&& f) {
+  bool found = false;
+  for_each_type(List{}, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (!found && name == T::name) {
+      found = true;
+      f(T{});
+    }
+  });
+  FS_REQUIRE(found, what, ": unknown name '", name, "'");
+}
+
+// Calls f with a float or a double.
+template <class F>
+auto with_scalar(DType dtype, F&& f) {
+  return dtype == DType::f32 ? f(float{}) : f(double{});
+}
+
+}  // namespace fastsae

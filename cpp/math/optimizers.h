@@ -1,0 +1,71 @@
+// One parameter's update from its gradient, in PyTorch's form. m and v are the running moments.
+// The host computes every scalar in double, 1 - beta included.
+#pragma once
+
+#include "core/type_list.h"
+#include "math/elementary.h"
+
+namespace fastsae {
+
+struct SgdStep {
+  static constexpr const char* name = "sgd";
+  static constexpr int moments = 0;
+  template <class S>
+  struct Scalars {
+    S rate;
+  };
+  template <class S>
+  FS_HD static S next(S p, S g, S&, S&, const Scalars<S>& c) {
+    return p - c.rate * g;
+  }
+};
+
+struct MomentumStep {
+  static constexpr const char* name = "momentum";
+  static constexpr int moments = 1;
+  template <class S>
+  struct Scalars {
+    S rate, momentum;
+  };
+  template <class S>
+  FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
+    m = c.momentum * m + g;
+    return p - c.rate * m;
+  }
+};
+
+struct NesterovStep {
+  static constexpr const char* name = "nesterov";
+  static constexpr int moments = 1;
+  template <class S>
+  struct Scalars {
+    S rate, momentum;
+  };
+  template <class S>
+  FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
+    m = c.momentum * m + g;
+    return p - c.rate * (g + c.momentum * m);
+  }
+};
+
+struct AdamStep {
+  static constexpr const char* name = "adam";
+  static constexpr int moments = 2;
+  template <class S>
+  struct Scalars {
+    S rate;             // learning rate / (1 - beta1^t)
+    S root_correction;  // 1 / sqrt(1 - beta2^t)
+    S beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+    S keep;  // 1 - learning rate * decoupled decay; 1 for Adam
+  };
+  template <class S>
+  FS_HD static S next(S p, S g, S& m, S& v, const Scalars<S>& c) {
+    m = c.beta1 * m + c.one_minus_beta1 * g;
+    v = c.beta2 * v + c.one_minus_beta2 * g * g;
+    return c.keep * p - c.rate * (m / (square_root(v) * c.root_correction + c.epsilon));
+  }
+};
+
+using OptimizerSteps = TypeList<SgdStep, MomentumStep, NesterovStep, AdamStep>;
+
+}  // namespace fastsae

@@ -1,0 +1,69 @@
+"""Sparse autoencoders, trained and run fast, without a deep-learning framework.
+
+>>> from fastsae import SparseAutoencoder
+>>> sae = SparseAutoencoder(n_hidden=64, rho=0.05, beta=3.0, random_state=0).fit(X)
+>>> H = sae.transform(X)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastsae._core import DeviceError
+
+if TYPE_CHECKING:
+    from fastsae import metrics, plots, reference
+    from fastsae.checkpoint import load
+    from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.engine import Engine, get_num_threads, set_num_threads
+    from fastsae.estimators import SparseAutoencoder
+    from fastsae.gradient_check import check_gradient
+
+__version__ = "0.1.0"
+
+# Where each public name lives: a module is imported when its name is first used, so that scikit-learn loads only
+# with an estimator.
+_HOMES = {
+    "Config": "config",
+    "Engine": "engine",
+    "LayerConfig": "config",
+    "SparseAutoencoder": "estimators",
+    "TrainingConfig": "config",
+    "check_gradient": "gradient_check",
+    "get_num_threads": "engine",
+    "load": "checkpoint",
+    "set_num_threads": "engine",
+}
+_MODULES = ("metrics", "plots", "reference")
+
+__all__ = [
+    "Config",
+    "DeviceError",
+    "Engine",
+    "LayerConfig",
+    "SparseAutoencoder",
+    "TrainingConfig",
+    "check_gradient",
+    "get_num_threads",
+    "load",
+    "metrics",
+    "plots",
+    "reference",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"fastsae.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fastsae.{name}")
+    else:
+        raise AttributeError(f"module 'fastsae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,265 @@
+"""The layered autoencoder: cost, hand-written gradient and training step.
+
+Layers are numbered 1 ... L. Layer l computes ``z_l = a_{l-1} W_l' + b_l`` and ``a_l = f_l(z_l)`` where
+``a_0`` is the input X and ``a_L`` the reconstruction. Rows of X are samples and rows of ``W_l`` are units.
+:mod:`fastsae.config` says what every option means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastsae.config import Config
+from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.losses import LOSSES, factor
+from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
+from fastsae.reference.penalties import PENALTIES, KlPenalty
+
+
+class Layered:
+    """Backpropagation through fully connected layers (CS294A notes, sections 2 and 3).
+
+    Parameters
+    ----------
+    config : Config
+        The model and its optimiser; ``config.dtype`` is not read.
+    dtype : {"float64", "float32"}
+        Type of every array.
+
+    Attributes
+    ----------
+    parameters : dict of str to array
+        ``W1 [units_1, inputs_1]``, ``b1 [units_1]``, ``W2``, ...; all zero at first. With tied weights the
+        second half of the layers has no W: layer l uses ``W_{L+1-l}`` transposed.
+    first_moment, second_moment : dict of str to array
+        State of the optimiser by parameter; empty where it keeps none.
+    rho_hat : dict of int to array
+        Moving average of the activations, before the map to (0, 1), of each layer with a KL penalty under
+        ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
+    steps : int
+        Number of optimiser steps taken.
+    """
+
+    def __init__(self, config: Config, dtype: str = "float64") -> None:
+        config.validate()
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        self.depth = len(config.layers)
+        self.parameters: dict[str, Array] = {}
+        for number in range(1, self.depth + 1):
+            inputs, units = config.widths[number - 1 : number + 1]
+            if not self._uses_transpose(number):
+                self.parameters[f"W{number}"] = np.zeros((units, inputs), self.dtype)
+            self.parameters[f"b{number}"] = np.zeros(units, self.dtype)
+        moments: tuple[dict[str, Array], ...] = ({}, {})
+        for moment in moments[: OPTIMIZERS[config.optimizer].n_moments]:
+            moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
+        self.first_moment, self.second_moment = moments
+        self.rho_hat: dict[int, Array] = {}
+        self.steps = 0
+
+    def set(self, parameters: Mapping[str, ArrayLike]) -> None:
+        """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
+        for name, value in parameters.items():
+            if name not in self.parameters:
+                raise ValueError(f"parameters: expected one of {', '.join(self.parameters)}, got {name!r}")
+            array = np.array(value, self.dtype)
+            if array.shape != self.parameters[name].shape:
+                raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
+            self.parameters[name] = array
+
+    def forward(self, X: ArrayLike) -> list[tuple[Array, Array]]:
+        """``(z_l, a_l)`` of every layer, each [N, units_l]; `X` is [N, d]."""
+        return self._run(X, range(1, self.depth + 1))
+
+    def encode(self, X: ArrayLike) -> Array:
+        """The code [N, units] of `X` [N, d]: ``a_l`` of layer l = ``config.code_layer``."""
+        layers = self._run(X, range(1, self.config.code_layer + 1))
+        return layers[-1][1] if layers else np.asarray(X, self.dtype)
+
+    def decode(self, H: ArrayLike) -> Array:
+        """The reconstruction [N, d] from a code `H` [N, units]."""
+        layers = self._run(H, range(self.config.code_layer + 1, self.depth + 1))
+        return layers[-1][1] if layers else np.asarray(H, self.dtype)
+
+    def reconstruct(self, X: ArrayLike) -> Array:
+        """The reconstruction [N, d] of `X` [N, d]."""
+        return self.forward(X)[-1][1]
+
+    def row_losses(self, X: ArrayLike) -> Array:
+        """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
+        X = np.asarray(X, self.dtype)
+        return self._row_losses(X, self.forward(X))
+
+    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+        """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
+
+        Parameters
+        ----------
+        X : array [N, d]
+        sample_weight : array [N], optional
+            Weights w; only the shares ``w / W`` matter.
+
+        Returns
+        -------
+        dict
+            ``reconstruction``, ``penalty``, ``decay`` and their sum ``loss``.
+        """
+        X = np.asarray(X, self.dtype)
+        share = self._share(len(X), sample_weight)
+        layers = self.forward(X)
+        penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
+        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+
+    def value_and_gradient(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        """The parts of J as a training step sees it, and the gradient of J by parameter name.
+
+        Under ``rho_hat="ema"`` the penalty is taken at the moving average that includes this batch, and its
+        gradient leaves out the factor ``1 - d``. No state is changed.
+
+        Parameters
+        ----------
+        X : array [N, d]
+        sample_weight : array [N], optional
+
+        Returns
+        -------
+        parts : dict
+            As from `evaluate`.
+        gradients : dict of str to array
+            Shaped as `parameters`.
+        """
+        X = np.asarray(X, self.dtype)
+        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+
+    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+        """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
+        X = np.asarray(X, self.dtype)
+        share = self._share(len(X), sample_weight)
+        layers = self.forward(X)
+        parts, gradients = self._backward(X, layers, share)
+        for number in range(1, self.depth):
+            if self.config.rho_hat == "ema" and self._has_kl(number):
+                self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
+        self.steps += 1
+        optimizer = OPTIMIZERS[self.config.optimizer]
+        states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
+        for name, gradient in gradients.items():
+            scalars = StepScalars.at(self.config, self.steps, is_weight=name.startswith("W"))
+            moments = tuple(state[name] for state in states)
+            p, moments = optimizer.update(self.parameters[name], gradient, moments, scalars)
+            self.parameters[name] = p
+            for state, moment in zip(states, moments, strict=True):
+                state[name] = moment
+        return parts
+
+    def _backward(
+        self, X: Array, layers: list[tuple[Array, Array]], share: Array
+    ) -> tuple[dict[str, float], dict[str, Array]]:
+        config = self.config
+        gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
+        penalty = 0.0
+        # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
+        z, y = layers[-1]
+        scale = factor(config.loss, config.loss_reduction, config.n_features)
+        delta = (
+            share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        )
+        for number in range(self.depth, 0, -1):
+            below = layers[number - 2][1] if number > 1 else X
+            if self._uses_transpose(number):
+                gradients[f"W{self.depth + 1 - number}"] += below.T @ delta
+            else:
+                gradients[f"W{number}"] += delta.T @ below
+            gradients[f"b{number}"] = delta.sum(axis=0)
+            if number > 1:
+                value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
+                penalty += value
+                through = delta @ self._weight(number) + share[:, None] * pull
+                delta = through * self._activation(number - 1).slope(below)
+        if not OPTIMIZERS[config.optimizer].decoupled_decay:
+            for name in self._weight_names():
+                gradients[name] += float(config.weight_decay) * self.parameters[name]
+        return self._parts(self._row_losses(X, layers), share, penalty), gradients
+
+    def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
+        """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, [N, units] or [units]."""
+        layer = self.config.layers[number - 1]
+        beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
+        if beta == 0:
+            return 0.0, np.zeros_like(a)
+        if not isinstance(penalty, KlPenalty):
+            return beta * float(share @ penalty.value(a).sum(axis=1)), beta * penalty.slope(a)
+        mean = self._moving_mean(number, a, share) if moving else share @ a
+        # From (low, high) to (0, 1): the chain rule gives 1 / (high - low), which is 1/2 for tanh.
+        activation, rho = self._activation(number), float(layer.rho)
+        width = activation.high - activation.low
+        q = (mean - activation.low) / width
+        return beta * float(penalty.value(q, rho).sum()), beta / width * penalty.slope(q, rho)
+
+    def _moving_mean(self, number: int, a: Array, share: Array) -> Array:
+        """The moving average [units] of the activations after this batch; the first batch mean starts it."""
+        if number not in self.rho_hat:
+            return share @ a
+        d = float(self.config.rho_hat_decay)
+        return d * self.rho_hat[number] + (1.0 - d) * (share @ a)
+
+    def _parts(self, row_losses: Array, share: Array, penalty: float) -> dict[str, float]:
+        decay = 0.0
+        if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
+            squares = sum(float((self.parameters[name] ** 2).sum()) for name in self._weight_names())
+            decay = float(self.config.weight_decay) / 2.0 * squares
+        reconstruction = float(share @ row_losses)
+        return {
+            "reconstruction": reconstruction,
+            "penalty": penalty,
+            "decay": decay,
+            "loss": reconstruction + penalty + decay,
+        }
+
+    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]]) -> Array:
+        config = self.config
+        scale = factor(config.loss, config.loss_reduction, config.n_features)
+        losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
+        return losses
+
+    def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
+        a: Array = np.asarray(X, self.dtype)
+        layers: list[tuple[Array, Array]] = []
+        for number in numbers:
+            z = a @ self._weight(number).T + self.parameters[f"b{number}"]
+            a = self._activation(number).value(z)
+            layers.append((z, a))
+        return layers
+
+    def _share(self, n_rows: int, sample_weight: ArrayLike | None) -> Array:
+        """Share ``w_i / W`` of each row in every mean, [N]."""
+        w = np.ones(n_rows, self.dtype) if sample_weight is None else np.asarray(sample_weight, self.dtype)
+        if w.shape != (n_rows,):
+            raise ValueError(f"sample_weight: expected shape {(n_rows,)}, got {w.shape}")
+        return w / float(w.sum())
+
+    def _activation(self, number: int) -> Activation:
+        return ACTIVATIONS[self.config.layers[number - 1].activation]
+
+    def _uses_transpose(self, number: int) -> bool:
+        return self.config.tied and 2 * number > self.depth
+
+    def _weight(self, number: int) -> Array:
+        """W of layer `number`, [units, inputs]."""
+        if self._uses_transpose(number):
+            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"].T
+            return mirrored
+        return self.parameters[f"W{number}"]
+
+    def _weight_names(self) -> list[str]:
+        return [name for name in self.parameters if name.startswith("W")]
+
+    def _has_kl(self, number: int) -> bool:
+        layer = self.config.layers[number - 1]
+        return layer.penalty == "kl" and layer.beta > 0

@@ -1,0 +1,135 @@
+"""One update of one parameter array, in PyTorch's form (``torch.optim``).
+
+Scalars are Python floats: ``1 - beta`` and the bias corrections are computed in double precision also when
+the arrays are float32.
+"""
+
+# ruff: noqa: D102 - the abstract class documents the methods.
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from fastsae.config import Config
+from fastsae.reference.activations import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepScalars:
+    """The numbers that one update needs.
+
+    Attributes
+    ----------
+    learning_rate, momentum, beta1, beta2, epsilon : float
+        As in :class:`fastsae.config.Config`.
+    shrink : float
+        What AdamW multiplies the parameter by first; 1 for biases.
+    correction1, correction2 : float
+        Adam's bias corrections ``1 - beta1^t`` and ``sqrt(1 - beta2^t)`` at step t = 1, 2, ...
+    """
+
+    learning_rate: float
+    momentum: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    shrink: float
+    correction1: float
+    correction2: float
+
+    @classmethod
+    def at(cls, config: Config, t: int, is_weight: bool) -> StepScalars:
+        """The scalars of step `t`, counted from 1, for a weight matrix or a bias."""
+        rate, beta1, beta2 = float(config.learning_rate), float(config.beta1), float(config.beta2)
+        return cls(
+            learning_rate=rate,
+            momentum=float(config.momentum),
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=float(config.epsilon),
+            shrink=1.0 - rate * float(config.weight_decay) if is_weight else 1.0,
+            correction1=1.0 - beta1**t,
+            correction2=math.sqrt(1.0 - beta2**t),
+        )
+
+
+Moments = tuple[Array, ...]
+
+
+class Optimizer(ABC):
+    """The update of one array from its gradient and its moments, which start at zero.
+
+    Attributes
+    ----------
+    n_moments : int
+        How many arrays of the parameter's shape are kept between steps: 0, 1 or 2.
+    decoupled_decay : bool
+        Whether weight decay is part of the update instead of J and its gradient.
+    """
+
+    n_moments: int = 0
+    decoupled_decay: bool = False
+
+    @abstractmethod
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        """The new parameter and moments; all arrays have one shape and none is changed in place."""
+
+
+class Sgd(Optimizer):
+    """``p - lr g``."""
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        return p - s.learning_rate * g, ()
+
+
+class Momentum(Optimizer):
+    """``buffer = mu buffer + g``; ``p - lr buffer``."""
+
+    n_moments = 1
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        buffer = s.momentum * moments[0] + g
+        return p - s.learning_rate * buffer, (buffer,)
+
+
+class Nesterov(Optimizer):
+    """``buffer = mu buffer + g``; ``p - lr (g + mu buffer)``."""
+
+    n_moments = 1
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        buffer = s.momentum * moments[0] + g
+        return p - s.learning_rate * (g + s.momentum * buffer), (buffer,)
+
+
+class Adam(Optimizer):
+    """Mean of g over the root of the mean of g^2, both corrected for the start at 0 (Kingma and Ba, 2015)."""
+
+    n_moments = 2
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        m = s.beta1 * moments[0] + (1.0 - s.beta1) * g
+        v = s.beta2 * moments[1] + (1.0 - s.beta2) * (g * g)
+        denominator = np.sqrt(v) / s.correction2 + s.epsilon
+        return p - (s.learning_rate / s.correction1) * (m / denominator), (m, v)
+
+
+class AdamW(Adam):
+    """Adam after ``p = (1 - lr weight_decay) p`` (Loshchilov and Hutter, 2019)."""
+
+    decoupled_decay = True
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        return super().update(s.shrink * p, g, moments, s)
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": Sgd(),
+    "momentum": Momentum(),
+    "nesterov": Nesterov(),
+    "adam": Adam(),
+    "adamw": AdamW(),
+}
