@@ -7,10 +7,8 @@
 #include <atomic>
 #include <chrono>
 
+#include "backend/process.h"
 #include "core/error.h"
-#include "cpu/blas.h"
-#include "cpu/loops.h"
-#include "cpu/pool.h"
 #include "engine/engine.h"
 
 namespace py = pybind11;
@@ -247,8 +245,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def_property_readonly("code_width", &Engine::code_width);
 
   m.def("kernel_names", &kernel_names);
-  m.def("num_threads", &cpu::num_threads);
-  m.def("set_num_threads", &cpu::set_num_threads, py::arg("count"));
-  m.def("isa", [] { return std::string(cpu::isa_name(cpu::isa())); });
-  m.def("blas", [] { return std::string(cpu::blas_name()); });
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("count"));
+  m.def("isa", &isa_name);
+  m.def("blas", &blas_name);
 }

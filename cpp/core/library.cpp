@@ -9,9 +9,9 @@
 namespace fastsae {
 namespace {
 
-// DEEPBIND keeps a private copy from taking the symbols of another copy in the process. The address sanitizer
-// does not allow it.
-#if defined(RTLD_DEEPBIND) && !defined(__SANITIZE_ADDRESS__)
+// DEEPBIND keeps a private copy from taking the symbols of another copy in the process. The sanitizers do not
+// allow it.
+#if defined(RTLD_DEEPBIND) && !defined(FASTSAE_SANITIZE)
 constexpr int kOpenMode = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
 #else
 constexpr int kOpenMode = RTLD_NOW | RTLD_LOCAL;

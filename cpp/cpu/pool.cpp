@@ -156,6 +156,15 @@ struct Pool::Crew {
   std::exception_ptr error;
 };
 
+namespace {
+
+struct Release {
+  std::atomic<bool>& busy;
+  ~Release() { busy.store(false, std::memory_order_release); }
+};
+
+}  // namespace
+
 Pool::Pool() = default;
 
 Pool::~Pool() {
@@ -173,8 +182,10 @@ Pool::Crew* Pool::crew(int threads) {
 
 void Pool::run(std::int64_t count, const Task& task, const std::function<void()>& between) {
   const int threads = num_threads();
-  std::unique_lock lock(busy_, std::defer_lock);
-  if (threads > 1 && count > 1 && lock.try_lock()) return crew(threads)->run(count, task, between);
+  if (threads > 1 && count > 1 && !busy_.exchange(true, std::memory_order_acquire)) {
+    const Release release{busy_};
+    return crew(threads)->run(count, task, between);
+  }
   for (std::int64_t i = 0; i < count; ++i) {
     task(i);
     between();

@@ -1,10 +1,10 @@
 // The thread pool of the CPU backend.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 
 namespace fastsae::cpu {
 
@@ -33,7 +33,7 @@ class Pool {
   struct Crew;
   Crew* crew(int threads);
 
-  std::mutex busy_;
+  std::atomic<bool> busy_{false};  // not a mutex: a task that calls run() again must see it taken
   std::unique_ptr<Crew> crew_;
 };
 

@@ -157,7 +157,10 @@ Cost Engine::evaluate(const HostRows& x, const double* weights) { return full_ba
 
 void Engine::step(const Rows& rows) {
   const double total = rows.total_weight();
-  if (total <= 0) return;  // rows of no weight teach nothing
+  if (total <= 0) {  // rows of no weight teach nothing
+    metrics_.rows += rows.count;
+    return;
+  }
   const Cost cost = compute(rows, total, true);
   optimizer_.apply(model_->parameters(), steps_ + 1);
   model_->commit();

@@ -121,6 +121,16 @@ class Config:
         """Number of layers from the input to the code."""
         return len(self.layers) // 2 if self.n_encoder_layers is None else self.n_encoder_layers
 
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by name; a tied decoder layer has no weights of its own."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number, layer in enumerate(self.layers, start=1):
+            if not (self.tied and number > len(self.layers) // 2):
+                shapes[f"W{number}"] = (layer.units, self.widths[number - 1])
+            shapes[f"b{number}"] = (layer.units,)
+        return shapes
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
         return dataclasses.asdict(self)
@@ -165,9 +175,7 @@ class Config:
         check_bool("tied", self.tied)
         if self.tied:
             if len(self.layers) % 2 or self.widths != self.widths[::-1]:
-                raise ValueError(
-                    f"tied=True needs layers that mirror each other, got widths {self.widths}"
-                )
+                raise ValueError(f"tied=True needs layers that mirror each other, got widths {self.widths}")
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)

@@ -190,8 +190,12 @@ class Engine:
         if indices is not None and indices.ndim != 1:
             raise ValueError(f"order: expected a 1-D array of row numbers, got shape {indices.shape}")
         count = len(rows) if indices is None else len(indices)
-        self._core.run(rows, indices, max(1, count) if batch_size is None else int(batch_size),
-                       _weights(sample_weight, len(rows)))
+        self._core.run(
+            rows,
+            indices,
+            max(1, count) if batch_size is None else int(batch_size),
+            _weights(sample_weight, len(rows)),
+        )
 
     def gradient(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """The cost J of all rows of `X` and its gradient, which `get` then reads; nothing is updated.
@@ -291,7 +295,10 @@ class Engine:
         """
         sums: dict[str, float] = self._core.metrics()
         weight = sums["weight"]
-        return {key: value if key in _COUNTS else value / weight if weight else float("nan") for key, value in sums.items()}
+        return {
+            key: value if key in _COUNTS else value / weight if weight else float("nan")
+            for key, value in sums.items()
+        }
 
     def metric_sums(self) -> dict[str, float]:
         """The sums behind `metrics`, which can be added up over several resets."""
@@ -300,6 +307,15 @@ class Engine:
     def reset_metrics(self) -> None:
         """Start `metrics` anew."""
         self._core.reset_metrics()
+
+    def __getstate__(self) -> dict[str, Any]:
+        tensors = {name: self.get(name) for name in self.state_names()}
+        return {"config": self.config, "device": self.device, "steps": self.steps, "tensors": tensors}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"], state["device"])  # type: ignore[misc]
+        self.set_parameters(state["tensors"])
+        self.steps = state["steps"]
 
     def _rows(self, name: str, value: Any, n_cols: int) -> Array:
         return as_rows(name, value, n_cols)

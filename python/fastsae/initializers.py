@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae.config import Config, check_choice, INITIALIZERS
+from fastsae.config import INITIALIZERS, Config, check_choice
 
 
 def initialize(config: Config, init: str, random: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -26,14 +26,12 @@ def initialize(config: Config, init: str, random: np.random.Generator) -> dict[s
     """
     check_choice("init", init, INITIALIZERS)
     parameters: dict[str, NDArray[np.float64]] = {}
-    widths = config.widths
-    for number, (inputs, units) in enumerate(zip(widths, widths[1:], strict=False), start=1):
-        if not (config.tied and number > len(config.layers) // 2):
-            if init == "he":
-                weights = random.standard_normal((units, inputs)) * math.sqrt(2 / inputs)
-            else:
-                limit = math.sqrt(6 / (inputs + units + (init == "cs294a")))
-                weights = random.uniform(-limit, limit, (units, inputs))
-            parameters[f"W{number}"] = weights
-        parameters[f"b{number}"] = np.zeros(units)
+    for name, shape in config.parameter_shapes.items():
+        if name.startswith("b"):
+            parameters[name] = np.zeros(shape)
+        elif init == "he":
+            parameters[name] = random.standard_normal(shape) * math.sqrt(2 / shape[1])
+        else:
+            limit = math.sqrt(6 / (sum(shape) + (init == "cs294a")))
+            parameters[name] = random.uniform(-limit, limit, shape)
     return parameters

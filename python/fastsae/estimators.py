@@ -1,0 +1,436 @@
+"""Estimators after scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
+
+from fastsae import checkpoint as _checkpoint
+from fastsae.config import Config, LayerConfig, TrainingConfig, check_integer
+from fastsae.engine import Engine, as_array
+from fastsae.initializers import initialize
+from fastsae.stores import ArrayStore
+from fastsae.trainer import Callback, Trainer, TrainerState, check_combination
+
+Array = NDArray[Any]
+
+_MODEL = {field.name: field.default for field in dataclasses.fields(Config)}
+_LAYER = {field.name: field.default for field in dataclasses.fields(LayerConfig)}
+_TRAINING = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+
+
+class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """The sparse autoencoder with one hidden layer (Ng, CS294A lecture notes, 2011).
+
+    ``x_hat = g(W2 f(W1 x + b1) + b2)`` minimises, over N rows,
+
+    ``J = 1/(2N) sum |x_hat - x|^2 + beta sum_j KL(rho || rho_hat_j) + weight_decay/2 (|W1|^2 + |W2|^2)``
+
+    where ``rho_hat_j`` is the mean activation of hidden unit j. A sigmoid output reaches (0, 1): scale X to it, or
+    take ``output_activation="identity"``.
+
+    Parameters
+    ----------
+    n_hidden : int, default 100
+        Number of hidden units.
+    activation, output_activation : {"sigmoid", "tanh", "relu", "softplus", "identity"}
+        f and g.
+    penalty : {"kl", "l1", "log", "none"}
+        Sparsity penalty of the hidden layer; see :class:`fastsae.LayerConfig`.
+    rho : float
+        Target of the mean activation for ``kl``, in (0, 1).
+    beta : float
+        Weight of the penalty, >= 0.
+    weight_decay : float
+        lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
+    rho_hat : {"batch", "ema", "full"}
+        Rows over which the mean activation is taken; ``full`` needs ``solver="lbfgs"`` or ``batch_size=None``.
+    rho_hat_decay : float
+        Decay of the moving average of ``ema``.
+    loss : {"squared_error", "cross_entropy"}
+        ``cross_entropy`` needs a sigmoid output and X in [0, 1].
+    loss_reduction : {"ufldl", "sum", "mean"}
+        See :class:`fastsae.Config`.
+    tied : bool
+        W2 is the transpose of W1.
+    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
+        ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
+    learning_rate, momentum, beta1, beta2, epsilon : float
+        Of the mini-batch solvers, in PyTorch's form.
+    batch_size : int or None
+        Rows per step; None means all.
+    max_epochs : int
+        Passes over X, or iterations of ``lbfgs``.
+    shuffle : bool
+        New row order each epoch.
+    validation_fraction : float
+        Share of rows held out, in [0, 1).
+    early_stopping : bool
+        Stop when the validation loss (training loss if nothing is held out) stalls, and keep the best parameters.
+    n_iter_no_change, tol
+        Patience in epochs, and the least relative improvement.
+    init : {"cs294a", "glorot", "he"}
+        First weights.
+    dtype : {"float32", "float64"}
+        Of parameters, arithmetic and outputs.
+    device : {"auto", "cpu"}
+        Where to compute.
+    random_state : int, RandomState or None
+        Seed of the first weights, the row orders and the validation split.
+    checkpoint : path, optional
+        File that `fit` writes every `checkpoint_every` epochs and at its end, also when it is interrupted.
+        ``fastsae.load(path).resume(X)`` then goes on as if nothing had happened.
+    checkpoint_every : int
+        In epochs.
+    callback : callable, optional
+        Called after each epoch with a dict of that epoch's history; returning True ends the training.
+    verbose : bool
+        Show a progress bar on a terminal when training takes more than a second.
+
+    Attributes
+    ----------
+    components_ : ndarray, shape (n_hidden, n_features_in_)
+        W1: one filter per hidden unit.
+    intercept_ : ndarray, shape (n_hidden,)
+        b1.
+    decoder_ : ndarray, shape (n_features_in_, n_hidden)
+        W2.
+    decoder_intercept_ : ndarray, shape (n_features_in_,)
+        b2.
+    history_ : dict of list
+        Per epoch: epoch, loss, reconstruction, penalty, decay, gradient_norm and, with held-out rows,
+        validation_loss and validation_reconstruction. Parts of J are means over the epoch's steps.
+    n_iter_ : int
+        Epochs, or iterations, done.
+    n_features_in_ : int
+        Width of X.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsae import SparseAutoencoder
+    >>> X = np.random.default_rng(0).random((500, 20), dtype=np.float32)
+    >>> sae = SparseAutoencoder(n_hidden=8, max_epochs=5, random_state=0).fit(X)
+    >>> sae.transform(X).shape
+    (500, 8)
+    """
+
+    def __init__(
+        self,
+        n_hidden: int = 100,
+        *,
+        activation: str = _LAYER["activation"],
+        output_activation: str = _LAYER["activation"],
+        penalty: str = "kl",
+        rho: float = _LAYER["rho"],
+        beta: float = _LAYER["beta"],
+        weight_decay: float = _MODEL["weight_decay"],
+        rho_hat: str = _MODEL["rho_hat"],
+        rho_hat_decay: float = _MODEL["rho_hat_decay"],
+        loss: str = _MODEL["loss"],
+        loss_reduction: str = _MODEL["loss_reduction"],
+        tied: bool = _MODEL["tied"],
+        solver: str = _TRAINING["solver"],
+        learning_rate: float = _MODEL["learning_rate"],
+        momentum: float = _MODEL["momentum"],
+        beta1: float = _MODEL["beta1"],
+        beta2: float = _MODEL["beta2"],
+        epsilon: float = _MODEL["epsilon"],
+        batch_size: int | None = _TRAINING["batch_size"],
+        max_epochs: int = _TRAINING["max_epochs"],
+        shuffle: bool = _TRAINING["shuffle"],
+        validation_fraction: float = _TRAINING["validation_fraction"],
+        early_stopping: bool = _TRAINING["early_stopping"],
+        n_iter_no_change: int = _TRAINING["n_iter_no_change"],
+        tol: float = _TRAINING["tol"],
+        init: str = _TRAINING["init"],
+        dtype: str = _MODEL["dtype"],
+        device: str = "auto",
+        random_state: Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        callback: Callback | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self.n_hidden = n_hidden
+        self.activation = activation
+        self.output_activation = output_activation
+        self.penalty = penalty
+        self.rho = rho
+        self.beta = beta
+        self.weight_decay = weight_decay
+        self.rho_hat = rho_hat
+        self.rho_hat_decay = rho_hat_decay
+        self.loss = loss
+        self.loss_reduction = loss_reduction
+        self.tied = tied
+        self.solver = solver
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.epsilon = epsilon
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.shuffle = shuffle
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.init = init
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.callback = callback
+        self.verbose = verbose
+
+    # Training
+
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
+        """Train from new weights.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_rows, n_features)
+            NumPy array, memory map, DLPack CPU tensor, data frame. float32 and float64 rows are read in place.
+        y : ignored
+        sample_weight : array-like, shape (n_rows,), optional
+            Weights >= 0; they divide the loss and the mean activations by their sum.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If an option or X is not usable; what was fitted before is kept then.
+        FloatingPointError
+            If the loss is no longer finite; the parameters are those of the last good step.
+        MemoryError
+            If the model or its scratch does not fit.
+        KeyboardInterrupt
+            On Ctrl-C; the model is usable, and `resume` goes on.
+        """
+        training = self._training_config()
+        X, weights = self._validate(X, sample_weight, reset=True)
+        config = self._config(X.shape[1])
+        check_combination(config, training)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        engine = self._new_engine(config, training, seed)
+        self._adopt(engine, TrainerState(seed))
+        return self._train(ArrayStore(X, config.dtype), weights, training, training.max_epochs)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
+        """Train one more pass over these rows: for data that comes in pieces. See `fit`."""
+        first = not self.__sklearn_is_fitted__()
+        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
+        X, weights = self._validate(X, sample_weight, reset=first)
+        config = self._config(X.shape[1]) if first else self._engine.config
+        check_combination(config, training, one_pass=True)
+        if first:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._adopt(self._new_engine(config, training, seed), TrainerState(seed))
+        return self._train(ArrayStore(X, config.dtype), weights, training, self._state.epoch + 1)
+
+    def resume(self, X: Any, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
+        """Go on with an interrupted `fit` on the same rows until `max_epochs`.
+
+        With a mini-batch solver the result is bit for bit that of the run that was never interrupted; ``lbfgs``
+        starts a new approximation of the curvature.
+        """
+        check_is_fitted(self)
+        training = self._training_config()
+        X, weights = self._validate(X, sample_weight, reset=False)
+        check_combination(self._engine.config, training)
+        return self._train(ArrayStore(X, self._engine.config.dtype), weights, training, training.max_epochs)
+
+    # Inference
+
+    def transform(self, X: Any, out: Array | None = None) -> Array:
+        """Hidden activations, shape (n_rows, n_hidden); safe to call from many threads.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_rows, n_features)
+        out : ndarray, shape (n_rows, n_hidden), optional
+            C-contiguous memory of the model's dtype to write to; nothing is allocated then.
+        """
+        check_is_fitted(self)
+        return self._engine.encode(self._check(X), out)
+
+    def inverse_transform(self, H: Any, out: Array | None = None) -> Array:
+        """Reconstructions of hidden activations, shape (n_rows, n_features)."""
+        check_is_fitted(self)
+        H = check_array(
+            as_array("H", H), dtype=[np.float32, np.float64], ensure_min_samples=0, input_name="H"
+        )
+        return self._engine.decode(H, out)
+
+    def reconstruct(self, X: Any, out: Array | None = None) -> Array:
+        """``inverse_transform(transform(X))``, shape (n_rows, n_features)."""
+        check_is_fitted(self)
+        return self._engine.reconstruct(self._check(X), out)
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data."""
+        check_is_fitted(self)
+        return -self._engine.score(self._check(X))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""
+        return float(self.score_samples(X).mean())
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint that :func:`fastsae.load` reads, atomically.
+
+        The file holds the options (not a callback), the parameters and the state of training.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older file of that name is untouched.
+        """
+        check_is_fitted(self)
+        _checkpoint.save(self, path)
+
+    # Fitted attributes
+
+    @property
+    def components_(self) -> Array:
+        """W1, shape (n_hidden, n_features_in_)."""
+        return self._fitted_engine("components_").get("W1")
+
+    @property
+    def intercept_(self) -> Array:
+        """b1, shape (n_hidden,)."""
+        return self._fitted_engine("intercept_").get("b1")
+
+    @property
+    def decoder_(self) -> Array:
+        """W2, shape (n_features_in_, n_hidden)."""
+        engine = self._fitted_engine("decoder_")
+        return engine.get("W1").T if engine.config.tied else engine.get("W2")
+
+    @property
+    def decoder_intercept_(self) -> Array:
+        """b2, shape (n_features_in_,)."""
+        return self._fitted_engine("decoder_intercept_").get("b2")
+
+    @property
+    def history_(self) -> dict[str, list[float]]:
+        """Per epoch: epoch, loss and its parts."""
+        self._fitted_engine("history_")
+        return self._state.history
+
+    @property
+    def n_iter_(self) -> int:
+        """Epochs done."""
+        self._fitted_engine("n_iter_")
+        return self._state.epoch
+
+    # scikit-learn
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_engine")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = [self.dtype]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._engine.code_width
+
+    # Details
+
+    def _config(self, n_features: int) -> Config:
+        check_integer("n_hidden", self.n_hidden, 1)
+        optimizer = Config.optimizer if self.solver == "lbfgs" else self.solver
+        hidden = LayerConfig(int(self.n_hidden), self.activation, self.penalty, self.beta, self.rho)
+        same = {name: getattr(self, name) for name in _MODEL if hasattr(self, name)}
+        config = Config(
+            n_features=n_features,
+            layers=(hidden, LayerConfig(n_features, self.output_activation)),
+            optimizer=optimizer,
+            **same,
+        )
+        config.validate()
+        return config
+
+    def _training_config(self) -> TrainingConfig:
+        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING})
+        training.validate()
+        check_integer("checkpoint_every", self.checkpoint_every, 1)
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
+        return training
+
+    def _new_engine(self, config: Config, training: TrainingConfig, seed: int) -> Engine:
+        engine = Engine(config, self.device)
+        engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
+        return engine
+
+    def _adopt(self, engine: Engine, state: TrainerState) -> None:
+        self._engine = engine
+        self._state = state
+        self.n_features_in_ = engine.config.n_features
+
+    def _train(
+        self, store: ArrayStore, weights: NDArray[np.float64] | None, training: TrainingConfig, until: int
+    ) -> SparseAutoencoder:
+        path = self.checkpoint
+        save = None if path is None else lambda: self.save(path)
+        Trainer(
+            self._engine,
+            training,
+            self._state,
+            callback=self.callback,
+            save=save,
+            save_every=self.checkpoint_every,
+            verbose=bool(self.verbose),
+        ).run(store, weights, until)
+        return self
+
+    def _validate(
+        self, X: Any, sample_weight: ArrayLike | None, reset: bool
+    ) -> tuple[Array, NDArray[np.float64] | None]:
+        # A memory map is not read twice: a step that meets a NaN names its row.
+        finite = not isinstance(X, np.memmap)
+        X = validate_data(self, _tensor_as_array(X), reset=reset, dtype="numeric", ensure_all_finite=finite)
+        if sample_weight is None:
+            return X, None
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        return X, weights
+
+    def _check(self, X: Any) -> Array:
+        checked: Array = validate_data(
+            self, _tensor_as_array(X), reset=False, dtype=[np.float32, np.float64], order=None
+        )
+        return checked
+
+    def _fitted_engine(self, attribute: str) -> Engine:
+        if not hasattr(self, "_engine"):
+            raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
+        return self._engine
+
+
+def _tensor_as_array(X: Any) -> Any:
+    """A DLPack tensor as an array; data frames and lists are left to scikit-learn."""
+    tensor = hasattr(X, "__dlpack__") and not isinstance(X, np.ndarray)
+    return as_array("X", X) if tensor else X
+
+
+ESTIMATORS = {"SparseAutoencoder": SparseAutoencoder}
