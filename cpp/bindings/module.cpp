@@ -46,7 +46,7 @@ HostRows rows_of(const char* name, const py::array& x, std::int64_t cols) {
   FS_REQUIRE(f32 || f64, name, ": expected an array of float32 or float64");
   FS_REQUIRE(x.ndim() == 2 && x.shape(1) == cols, name, ": expected ", cols, " columns, got ",
              x.ndim() == 2 ? text(x.shape(1)) : text(x.ndim(), " dimensions"));
-  FS_REQUIRE(cols == 1 || x.strides(1) == x.itemsize(), name,
+  FS_REQUIRE(x.size() == 0 || cols == 1 || x.strides(1) == x.itemsize(), name,
              ": expected rows that are contiguous in memory");
   return {x.data(), x.shape(0), cols, x.strides(0), f32 ? DType::f32 : DType::f64};
 }
@@ -58,7 +58,7 @@ const double* weights_of(const Weights& weights, std::int64_t rows) {
 }
 
 void* output_of(py::array& out, DType dtype, std::int64_t rows, std::int64_t cols) {
-  FS_REQUIRE(out.dtype().is(numpy_dtype(dtype)) && out.ndim() == 2 && out.shape(0) == rows &&
+  FS_REQUIRE(out.dtype().equal(numpy_dtype(dtype)) && out.ndim() == 2 && out.shape(0) == rows &&
                  out.shape(1) == cols && (out.flags() & py::array::c_style) && out.writeable(),
              "out: expected a writable C-contiguous array of ", rows, " x ", cols, " in the model's dtype");
   return out.mutable_data();
@@ -121,7 +121,7 @@ void write_tensor(Engine& engine, const std::string& name, const py::array& valu
   const Tensor& tensor = engine.tensor(name);
   FS_REQUIRE(value.ndim() == 2 && value.shape(0) == tensor.rows && value.shape(1) == tensor.cols, name,
              ": expected shape ", tensor.rows, " x ", tensor.cols);
-  FS_REQUIRE(value.dtype().is(numpy_dtype(tensor.dtype)) && (value.flags() & py::array::c_style), name,
+  FS_REQUIRE(value.dtype().equal(numpy_dtype(tensor.dtype)) && (value.flags() & py::array::c_style), name,
              ": expected a C-contiguous array of the tensor's dtype");
   engine.write(name, value.data());
 }

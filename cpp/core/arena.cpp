@@ -25,7 +25,11 @@ Tensor& Arena::declare(std::string name, std::int64_t rows, std::int64_t cols, D
 
 std::size_t Arena::bytes() const {
   std::size_t total = 0;
-  for (const Named& named : tensors_) total += padded_bytes(named.tensor);
+  for (const Named& named : tensors_) {
+    if (__builtin_add_overflow(total, padded_bytes(named.tensor), &total)) {
+      throw ValueError(text(named.name, ": the tensors are together more than can be addressed"));
+    }
+  }
   return total;
 }
 

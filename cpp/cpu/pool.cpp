@@ -58,6 +58,11 @@ int processors() {
   return std::clamp(count, 1, kMaxThreads);
 }
 
+struct Release {
+  std::atomic<bool>& busy;
+  ~Release() { busy.store(false, std::memory_order_release); }
+};
+
 }  // namespace
 
 int num_threads() {
@@ -155,15 +160,6 @@ struct Pool::Crew {
   std::uint32_t float_mode = 0;
   std::exception_ptr error;
 };
-
-namespace {
-
-struct Release {
-  std::atomic<bool>& busy;
-  ~Release() { busy.store(false, std::memory_order_release); }
-};
-
-}  // namespace
 
 Pool::Pool() = default;
 

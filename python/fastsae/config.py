@@ -267,10 +267,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     """Raise ValueError unless `value` is an integer in [low, high]."""
     wanted = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
+    high = 2**63 - 1 if high is None else high  # what the compiled part can hold
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
     number = value.__index__()
-    if number < low or (high is not None and number > high):
+    if not low <= number <= high:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 

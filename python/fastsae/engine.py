@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae.config import Config, check_integer
+from fastsae.config import Config, check_choice, check_integer, check_real
 
 Array = NDArray[Any]
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def get_num_threads() -> int:
@@ -35,17 +36,17 @@ def set_num_threads(count: int) -> None:
     _core.set_num_threads(int(count))
 
 
-def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None) -> Array:
+def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other: str = "float32") -> Array:
     """A 2-D float array with contiguous rows; no copy where `value` already is one.
 
     Takes NumPy arrays and memory maps, CPU tensors with ``__dlpack__``, and nested sequences. With `dtype` None,
-    float32 and float64 stay what they are and anything else becomes float32.
+    float32 and float64 stay what they are and anything else becomes `other`.
     """
     array = as_array(name, value)
     if array.ndim != 2 or array.shape[1] != n_cols:
         raise ValueError(f"{name}: expected a 2-D array with {n_cols} columns, got shape {array.shape}")
     if dtype is not None or array.dtype not in (np.float32, np.float64):
-        wanted = np.dtype(dtype or "float32")
+        wanted = np.dtype(dtype or other)
         if array.dtype != wanted or not array.dtype.isnative:
             array = _cast(name, array, wanted)
     if array.shape[1] > 1 and array.strides[1] != array.itemsize or array.strides[0] < 0:
@@ -71,18 +72,31 @@ def as_array(name: str, value: Any) -> Array:
 def _cast(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused later
+        return array.astype(dtype)
 
 
 def _weights(value: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
     if value is None:
         return None
-    weights = np.ascontiguousarray(as_array("sample_weight", value), dtype=np.float64)
+    array = as_array("sample_weight", value)
+    weights = np.ascontiguousarray(_cast("sample_weight", array, np.dtype(np.float64)))
     if weights.shape != (n_rows,):
         raise ValueError(f"sample_weight: expected shape ({n_rows},), got {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError("sample_weight: expected finite numbers >= 0")
     return weights
+
+
+def _order(value: ArrayLike | None) -> NDArray[np.int64] | None:
+    if value is None:
+        return None
+    order = as_array("order", value)
+    if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):
+        raise ValueError(
+            f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}"
+        )
+    return np.ascontiguousarray(order, dtype=np.int64)
 
 
 class Engine:
@@ -106,6 +120,7 @@ class Engine:
 
     def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
+        check_choice("device", device, DEVICES)
         check_integer("full_batch_rows", full_batch_rows, 0)
         self.config = config
         self.device = device
@@ -128,6 +143,7 @@ class Engine:
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
+        check_real("learning_rate", value, 0.0)
         self._core.learning_rate = float(value)
 
     @property
@@ -181,21 +197,14 @@ class Engine:
         KeyboardInterrupt
             Within a second of Ctrl-C; the steps that were finished are done, and no other has begun to update.
         """
-        rows = self._rows("X", chunk, self.config.n_features)
-        if len(rows) == 0:
-            raise ValueError("X: expected at least one row, got none")
+        rows = self._batch(chunk)
+        indices = _order(order)
+        count = len(rows) if indices is None else len(indices)
+        size = max(1, count)
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
-        indices = None if order is None else np.ascontiguousarray(order, dtype=np.int64)
-        if indices is not None and indices.ndim != 1:
-            raise ValueError(f"order: expected a 1-D array of row numbers, got shape {indices.shape}")
-        count = len(rows) if indices is None else len(indices)
-        self._core.run(
-            rows,
-            indices,
-            max(1, count) if batch_size is None else int(batch_size),
-            _weights(sample_weight, len(rows)),
-        )
+            size = min(size, int(batch_size))
+        self._core.run(rows, indices, size, _weights(sample_weight, len(rows)))
 
     def gradient(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """The cost J of all rows of `X` and its gradient, which `get` then reads; nothing is updated.
@@ -205,32 +214,32 @@ class Engine:
         dict
             ``loss`` = ``reconstruction`` + ``penalty`` + ``decay``, and ``gradient_norm``.
         """
-        rows = self._rows("X", X, self.config.n_features)
+        rows = self._batch(X)
         return self._core.gradient(rows, _weights(sample_weight, len(rows)))
 
     def evaluate(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """The parts of the cost J of all rows of `X`, without its gradient."""
-        rows = self._rows("X", X, self.config.n_features)
+        rows = self._batch(X)
         return self._core.evaluate(rows, _weights(sample_weight, len(rows)))
 
     def encode(self, X: Any, out: Array | None = None) -> Array:
         """The code of each row, shape (n_rows, code_width), into `out` if it is given."""
         rows = self._rows("X", X, self.config.n_features)
-        result = self._output(out, len(rows), self.code_width)
+        result = self._output(out, rows, self.code_width)
         self._core.encode(rows, result)
         return result
 
     def decode(self, H: Any, out: Array | None = None) -> Array:
         """The reconstruction that each code gives, shape (n_rows, n_features)."""
         rows = self._rows("H", H, self.code_width)
-        result = self._output(out, len(rows), self.config.n_features)
+        result = self._output(out, rows, self.config.n_features)
         self._core.decode(rows, result)
         return result
 
     def reconstruct(self, X: Any, out: Array | None = None) -> Array:
         """``decode(encode(X))`` without storing the code."""
         rows = self._rows("X", X, self.config.n_features)
-        result = self._output(out, len(rows), self.config.n_features)
+        result = self._output(out, rows, self.config.n_features)
         self._core.reconstruct(rows, result)
         return result
 
@@ -318,10 +327,16 @@ class Engine:
         self.steps = state["steps"]
 
     def _rows(self, name: str, value: Any, n_cols: int) -> Array:
-        return as_rows(name, value, n_cols)
+        return as_rows(name, value, n_cols, other=self.config.dtype)
 
-    def _output(self, out: Array | None, n_rows: int, n_cols: int) -> Array:
-        dtype = np.dtype(self.config.dtype)
+    def _batch(self, value: Any) -> Array:
+        rows = self._rows("X", value, self.config.n_features)
+        if len(rows) == 0:
+            raise ValueError("X: expected at least one row, got none")
+        return rows
+
+    def _output(self, out: Array | None, rows: Array, n_cols: int) -> Array:
+        n_rows, dtype = len(rows), np.dtype(self.config.dtype)
         if out is None:
             return np.empty((n_rows, n_cols), dtype)
         if (
@@ -335,6 +350,8 @@ class Engine:
             raise ValueError(
                 f"out: expected a writable C-contiguous {dtype} array of shape {(n_rows, n_cols)}, got {got}"
             )
+        if np.may_share_memory(out, rows):
+            raise ValueError("out: expected memory of its own, got memory that the input uses")
         return out
 
 

@@ -21,9 +21,9 @@ from fastsae.trainer import Callback, Trainer, TrainerState, check_combination
 
 Array = NDArray[Any]
 
-_MODEL = {field.name: field.default for field in dataclasses.fields(Config)}
-_LAYER = {field.name: field.default for field in dataclasses.fields(LayerConfig)}
-_TRAINING = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+# Options whose names the estimator shares with the configurations; the defaults are theirs too.
+_MODEL_OPTIONS = tuple(field.name for field in dataclasses.fields(Config))
+_TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
 class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -126,32 +126,32 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self,
         n_hidden: int = 100,
         *,
-        activation: str = _LAYER["activation"],
-        output_activation: str = _LAYER["activation"],
+        activation: str = LayerConfig.activation,
+        output_activation: str = LayerConfig.activation,
         penalty: str = "kl",
-        rho: float = _LAYER["rho"],
-        beta: float = _LAYER["beta"],
-        weight_decay: float = _MODEL["weight_decay"],
-        rho_hat: str = _MODEL["rho_hat"],
-        rho_hat_decay: float = _MODEL["rho_hat_decay"],
-        loss: str = _MODEL["loss"],
-        loss_reduction: str = _MODEL["loss_reduction"],
-        tied: bool = _MODEL["tied"],
-        solver: str = _TRAINING["solver"],
-        learning_rate: float = _MODEL["learning_rate"],
-        momentum: float = _MODEL["momentum"],
-        beta1: float = _MODEL["beta1"],
-        beta2: float = _MODEL["beta2"],
-        epsilon: float = _MODEL["epsilon"],
-        batch_size: int | None = _TRAINING["batch_size"],
-        max_epochs: int = _TRAINING["max_epochs"],
-        shuffle: bool = _TRAINING["shuffle"],
-        validation_fraction: float = _TRAINING["validation_fraction"],
-        early_stopping: bool = _TRAINING["early_stopping"],
-        n_iter_no_change: int = _TRAINING["n_iter_no_change"],
-        tol: float = _TRAINING["tol"],
-        init: str = _TRAINING["init"],
-        dtype: str = _MODEL["dtype"],
+        rho: float = LayerConfig.rho,
+        beta: float = LayerConfig.beta,
+        weight_decay: float = Config.weight_decay,
+        rho_hat: str = Config.rho_hat,
+        rho_hat_decay: float = Config.rho_hat_decay,
+        loss: str = Config.loss,
+        loss_reduction: str = Config.loss_reduction,
+        tied: bool = Config.tied,
+        solver: str = TrainingConfig.solver,
+        learning_rate: float = Config.learning_rate,
+        momentum: float = Config.momentum,
+        beta1: float = Config.beta1,
+        beta2: float = Config.beta2,
+        epsilon: float = Config.epsilon,
+        batch_size: int | None = TrainingConfig.batch_size,
+        max_epochs: int = TrainingConfig.max_epochs,
+        shuffle: bool = TrainingConfig.shuffle,
+        validation_fraction: float = TrainingConfig.validation_fraction,
+        early_stopping: bool = TrainingConfig.early_stopping,
+        n_iter_no_change: int = TrainingConfig.n_iter_no_change,
+        tol: float = TrainingConfig.tol,
+        init: str = TrainingConfig.init,
+        dtype: str = Config.dtype,
         device: str = "auto",
         random_state: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -360,7 +360,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_integer("n_hidden", self.n_hidden, 1)
         optimizer = Config.optimizer if self.solver == "lbfgs" else self.solver
         hidden = LayerConfig(int(self.n_hidden), self.activation, self.penalty, self.beta, self.rho)
-        same = {name: getattr(self, name) for name in _MODEL if hasattr(self, name)}
+        same = {name: getattr(self, name) for name in _MODEL_OPTIONS if hasattr(self, name)}
         config = Config(
             n_features=n_features,
             layers=(hidden, LayerConfig(n_features, self.output_activation)),
@@ -371,7 +371,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return config
 
     def _training_config(self) -> TrainingConfig:
-        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING})
+        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
         training.validate()
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.callback is not None and not callable(self.callback):

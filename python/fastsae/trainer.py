@@ -329,7 +329,7 @@ def _take(weights: Weights, order: NDArray[np.int64]) -> Weights:
 
 
 def _pieces(n_rows: int, batch_size: int, first: int) -> Iterator[slice]:
-    """Slices of whole batches that take about `_SECONDS_PER_PIECE` each; how rows are cut changes no result."""
+    """Slices of whole batches that take about `_SECONDS_PER_PIECE` each. The cuts change no result."""
     n_batches = 1
     while first < n_rows:
         last = min(n_rows, first + n_batches * batch_size)
@@ -347,8 +347,8 @@ def check_combination(config: Config, training: TrainingConfig, *, one_pass: boo
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")
     if config.rho_hat == "full" and (one_pass or not (lbfgs or training.batch_size is None)):
         raise ValueError(
-            "rho_hat='full' needs full-batch optimisation: solver='lbfgs' or batch_size=None, and no partial_fit; "
-            "use rho_hat='batch' or 'ema'"
+            "rho_hat='full' needs full-batch optimisation: solver='lbfgs' or batch_size=None, "
+            "and no partial_fit; use rho_hat='batch' or 'ema'"
         )
     if config.rho_hat == "ema" and lbfgs:
         raise ValueError(

@@ -1,0 +1,285 @@
+// The engine without Python, for the sanitizers: pool, steps, many encoders, cancelling, tensors out and in,
+// fork.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "backend/process.h"
+#include "core/error.h"
+#include "cpu/pool.h"
+#include "engine/engine.h"
+
+namespace {
+
+using namespace fastsae;
+
+int failures = 0;
+
+void check(bool holds, const char* what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what);
+}
+
+template <class Error, class Body>
+bool throws(Body&& body) {
+  try {
+    body();
+  } catch (const Error&) {
+    return true;
+  }
+  return false;
+}
+
+struct Cancelled : std::runtime_error {
+  Cancelled() : std::runtime_error("cancelled") {}
+};
+
+// Wide enough that its products are cut into several tiles.
+constexpr std::int64_t kFeatures = 72, kHidden = 100, kRows = 1500, kBatch = 256;
+
+ModelSpec model_spec(DType dtype) {
+  ModelSpec spec{};
+  spec.n_features = kFeatures;
+  spec.layers = {{kHidden, "sigmoid", "kl", 3.0, 0.05}, {kFeatures, "identity", "none", 0.0, 0.05}};
+  spec.code_layer = 1;
+  spec.loss = "squared_error";
+  spec.loss_reduction = "ufldl";
+  spec.weight_decay = 1e-3;
+  spec.moving_rho_hat = true;
+  spec.rho_hat_decay = 0.9;
+  spec.dtype = dtype;
+  return spec;
+}
+
+const OptimizerSpec kAdam{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3};
+
+// Numbers in [-1, 1), the same on every machine.
+template <class S>
+std::vector<S> numbers(std::int64_t count, std::uint32_t state) {
+  std::vector<S> values(static_cast<std::size_t>(count));
+  for (S& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<S>(static_cast<double>(state >> 8) / (1 << 23) - 1);
+  }
+  return values;
+}
+
+using Bytes = std::vector<std::byte>;
+
+std::size_t bytes_of(const Tensor& tensor) {
+  return static_cast<std::size_t>(tensor.size()) * size_of(tensor.dtype);
+}
+
+std::map<std::string, Bytes> tensors_of(const Engine& engine) {
+  std::map<std::string, Bytes> all;
+  for (const std::string& name : engine.names()) {
+    Bytes& bytes = all[name] = Bytes(bytes_of(engine.tensor(name)));
+    engine.read(name, bytes.data());
+  }
+  return all;
+}
+
+template <class S>
+struct Fixture {
+  Fixture() {
+    for (const char* name : {"W1", "W2"}) {
+      std::vector<S> weights = numbers<S>(engine.tensor(name).size(), 7);
+      for (S& w : weights) w *= S(0.2);
+      engine.write(name, weights.data());
+    }
+  }
+
+  HostRows rows() const { return {x.data(), kRows, kFeatures, kFeatures * sizeof(S), dtype_of<S>}; }
+  void train(int epochs = 1) {
+    for (int i = 0; i < epochs; ++i) engine.run(rows(), nullptr, order.data(), kRows, kBatch);
+  }
+  std::vector<S> encode() const {
+    std::vector<S> code(static_cast<std::size_t>(kRows * kHidden));
+    engine.encode(rows(), code.data());
+    return code;
+  }
+
+  const std::vector<S> x = numbers<S>(kRows * kFeatures, 1);
+  const std::vector<std::int64_t> order = [] {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t i = 0; i < kRows; ++i) rows.push_back(i * 7 % kRows);
+    return rows;
+  }();
+  int polls_left = -1;  // cancels when it reaches 0
+  Engine engine{model_spec(dtype_of<S>), kAdam, "cpu", 0, [this] {
+                  if (polls_left >= 0 && polls_left-- == 0) throw Cancelled();
+                }};
+};
+
+void pool_runs_every_task() {
+  const auto nothing = [] {};
+  cpu::Pool pool;
+  for (const int threads : {1, 2, 4, 8, 3}) {
+    set_num_threads(threads);
+    for (const std::int64_t count : {0, 1, 2, 7, 100}) {
+      std::vector<int> runs(static_cast<std::size_t>(count));
+      pool.run(count, [&](std::int64_t i) { ++runs[i]; }, nothing);
+      check(runs == std::vector<int>(static_cast<std::size_t>(count), 1), "the pool runs each task once");
+    }
+  }
+  set_num_threads(4);
+  for (std::int64_t bad = 0; bad < 16; ++bad) {
+    const auto task = [&](std::int64_t i) {
+      if (i == bad) throw Cancelled();
+    };
+    check(throws<Cancelled>([&] { pool.run(16, task, nothing); }), "the pool rethrows what a task throws");
+  }
+  check(throws<Cancelled>([&] { pool.run(16, [](std::int64_t) {}, [] { throw Cancelled(); }); }),
+        "the pool rethrows what the caller's poll throws");
+
+  std::atomic<int> sum{0};
+  const auto add = [&](std::int64_t) { ++sum; };
+  pool.run(8, [&](std::int64_t) { pool.run(8, add, nothing); }, nothing);
+  check(sum == 64, "a task may use the pool it runs on");
+
+  sum = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 8; ++i) {
+    callers.emplace_back([&] {
+      for (int k = 0; k < 50; ++k) pool.run(8, add, nothing);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  check(sum == 8 * 50 * 8, "a caller of a busy pool works alone");
+}
+
+template <class S>
+void training_is_equal_for_any_number_of_threads() {
+  std::map<std::string, Bytes> first;
+  for (const int threads : {1, 2, 4}) {
+    set_num_threads(threads);
+    Fixture<S> f;
+    const double before = f.engine.evaluate(f.rows(), nullptr).loss();
+    f.train(3);
+    check(f.engine.evaluate(f.rows(), nullptr).loss() < 0.8 * before, "training lowers the cost");
+    if (first.empty()) first = tensors_of(f.engine);
+    check(first == tensors_of(f.engine), "training gives the same bits for any number of threads");
+  }
+}
+
+template <class S>
+void many_threads_encode() {
+  Fixture<S> f;
+  set_num_threads(1);
+  const std::vector<S> alone = f.encode();
+  set_num_threads(4);
+  std::atomic<int> equal{0};
+  std::vector<std::thread> encoders;
+  for (int i = 0; i < 16; ++i) {
+    encoders.emplace_back([&] {
+      for (int k = 0; k < 3; ++k) equal += f.encode() == alone;
+    });
+  }
+  for (std::thread& encoder : encoders) encoder.join();
+  check(equal == 48, "16 threads encode what one thread encodes");
+}
+
+// Cancels one step at its first poll, at its second, and so on until it gets through.
+void cancelling_changes_nothing() {
+  Fixture<float> f, undisturbed;
+  f.train();
+  undisturbed.train();
+  const std::vector<std::string> saved = [&] {
+    std::vector<std::string> names;
+    for (const std::string& name : f.engine.names()) {
+      if (name.rfind("gradient.", 0) != 0) names.push_back(name);
+    }
+    return names;
+  }();
+  auto before = tensors_of(f.engine);
+  const std::int64_t steps = f.engine.steps();
+  int cancelled = 0;
+  for (; cancelled < 1000; ++cancelled) {
+    f.polls_left = cancelled;
+    const bool stopped =
+        throws<Cancelled>([&] { f.engine.run(f.rows(), nullptr, f.order.data(), kBatch, kBatch); });
+    f.polls_left = -1;
+    if (!stopped || f.engine.steps() != steps) break;
+    auto after = tensors_of(f.engine);
+    for (const std::string& name : saved) {
+      check(after[name] == before[name], "a cancelled step leaves parameters and state as they were");
+    }
+  }
+  check(cancelled >= 5 && f.engine.steps() == steps + 1, "a step is polled between blocks, and gets through");
+  undisturbed.engine.run(f.rows(), nullptr, f.order.data(), kBatch, kBatch);
+  check(tensors_of(f.engine) == tensors_of(undisturbed.engine), "training goes on as if never cancelled");
+
+  f.polls_left = 1;
+  check(throws<Cancelled>([&] { f.encode(); }), "encoding can be cancelled");
+  check(f.encode() == undisturbed.encode(), "encoding works after it was cancelled");
+}
+
+template <class S>
+void tensors_carry_the_whole_state() {
+  Fixture<S> f, copy;
+  f.train();
+  for (const auto& [name, bytes] : tensors_of(f.engine)) copy.engine.write(name, bytes.data());
+  copy.engine.set_steps(f.engine.steps());
+  f.train(2);
+  copy.train(2);
+  check(tensors_of(f.engine) == tensors_of(copy.engine), "a restored engine goes on bit for bit");
+  check(throws<ValueError>([&] { f.engine.tensor("W3"); }), "an unknown tensor is a ValueError");
+}
+
+void bad_rows_change_nothing() {
+  Fixture<float> f;
+  const auto before = tensors_of(f.engine);
+  std::vector<float> x = f.x;
+  x[5 * kFeatures + 3] = std::numeric_limits<float>::quiet_NaN();
+  HostRows rows = f.rows();
+  rows.data = x.data();
+  check(throws<ValueError>([&] { f.engine.run(rows, nullptr, nullptr, kBatch, kBatch); }),
+        "NaN is a ValueError");
+  auto after = tensors_of(f.engine);
+  for (const char* name : {"W1", "b1", "W2", "b2", "first_moment.W1", "second_moment.W1", "rho_hat1"}) {
+    check(after[name] == before.at(name), "a batch with NaN changes nothing");
+  }
+}
+
+void forked_child_works() {
+  set_num_threads(4);
+  Fixture<float> f, expected;
+  f.train();
+  expected.train(2);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(120);  // a child that hangs is a failure
+    f.train();
+    _exit(tensors_of(f.engine) == tensors_of(expected.engine) && f.encode() == expected.encode() ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a forked child trains and encodes");
+  f.train();
+  check(tensors_of(f.engine) == tensors_of(expected.engine), "its parent goes on");
+}
+
+}  // namespace
+
+int main() {
+  forked_child_works();
+  pool_runs_every_task();
+  training_is_equal_for_any_number_of_threads<float>();
+  training_is_equal_for_any_number_of_threads<double>();
+  many_threads_encode<float>();
+  many_threads_encode<double>();
+  cancelling_changes_nothing();
+  tensors_carry_the_whole_state<float>();
+  tensors_carry_the_whole_state<double>();
+  bad_rows_change_nothing();
+  std::printf("smoke_test: %d failures (%s, %s)\n", failures, isa_name(), blas_name());
+  return failures == 0 ? 0 : 1;
+}
