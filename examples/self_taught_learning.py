@@ -1,9 +1,8 @@
 """Self-taught learning on MNIST (UFLDL exercise): features learned from the digits 5-9 classify the digits 0-4.
 
 A sparse autoencoder (784-200-784, rho 0.1, beta 3, weight decay 3e-3) sees the 29404 unlabelled digits 5-9 for 400
-A sparse autoencoder (784-200-784, rho 0.1, beta 3, weight decay 3e-3) sees the 29404 unlabelled digits 5-9 for 400
 iterations of L-BFGS. A softmax classifier (weight decay 1e-4) on its hidden activations is trained on one half of the
-DELETE
+digits 0-4 and tested on the other. Published: about 98.3 % (raw pixels: about 96 %).
 
     python examples/self_taught_learning.py --mnist FOLDER --seeds 3
 """

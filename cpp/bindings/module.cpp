@@ -113,7 +113,11 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, 
 py::array read_tensor(const Engine& engine, const std::string& name) {
   const Tensor& tensor = engine.tensor(name);
   py::array out(numpy_dtype(tensor.dtype), std::vector<py::ssize_t>{tensor.rows, tensor.cols});
-  engine.read(name, out.mutable_data());
+  void* to = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    engine.read(name, to);
+  }
   return out;
 }
 
@@ -123,7 +127,9 @@ void write_tensor(Engine& engine, const std::string& name, const py::array& valu
              ": expected shape ", tensor.rows, " x ", tensor.cols);
   FS_REQUIRE(value.dtype().equal(numpy_dtype(tensor.dtype)) && (value.flags() & py::array::c_style), name,
              ": expected a C-contiguous array of the tensor's dtype");
-  engine.write(name, value.data());
+  const void* from = value.data();
+  py::gil_scoped_release release;
+  engine.write(name, from);
 }
 
 void run_epoch(Engine& engine, const py::array& x, const Order& order, std::int64_t batch,
@@ -146,6 +152,9 @@ void run_epoch(Engine& engine, const py::array& x, const Order& order, std::int6
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace fastsae;
+  // Nobody waits for an engine while holding the GIL: whoever has the engine may want the GIL to look for
+  // signals.
+  using Released = py::call_guard<py::gil_scoped_release>;
   m.doc() = "The compiled part of fastsae.";
 
   auto device_error = py::register_exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError);
@@ -230,15 +239,20 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("set", &write_tensor, py::arg("name"), py::arg("value"))
       .def("metrics",
            [](const Engine& engine) {
-             const Metrics metrics = engine.metrics();
+             Metrics metrics;
+             {
+               py::gil_scoped_release release;
+               metrics = engine.metrics();
+             }
              py::dict sums = cost_dict(metrics.sums);
              sums["weight"] = metrics.weight;
              sums["steps"] = metrics.steps;
              sums["rows"] = metrics.rows;
              return sums;
            })
-      .def("reset_metrics", &Engine::reset_metrics)
-      .def_property("steps", &Engine::steps, &Engine::set_steps)
+      .def("reset_metrics", &Engine::reset_metrics, Released())
+      .def_property("steps", py::cpp_function(&Engine::steps, Released()),
+                    py::cpp_function(&Engine::set_steps, Released()))
       .def_property(
           "learning_rate", [](Engine& engine) { return engine.optimizer().learning_rate(); },
           [](Engine& engine, double rate) { engine.optimizer().set_learning_rate(rate); })

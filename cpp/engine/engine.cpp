@@ -145,6 +145,7 @@ double Engine::Rows::total_weight() const {
 }
 
 Cost Engine::full_batch(const HostRows& x, const double* weights, bool with_gradient) {
+  const std::unique_lock lock(model_mutex_);
   const Rows all{x, weights, nullptr, 0, x.rows};
   const double total = all.total_weight();
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
@@ -156,6 +157,7 @@ Cost Engine::gradient(const HostRows& x, const double* weights) { return full_ba
 Cost Engine::evaluate(const HostRows& x, const double* weights) { return full_batch(x, weights, false); }
 
 void Engine::step(const Rows& rows) {
+  const std::unique_lock lock(model_mutex_);
   const double total = rows.total_weight();
   if (total <= 0) {  // rows of no weight teach nothing
     metrics_.rows += rows.count;
@@ -219,6 +221,7 @@ void Engine::infer(const HostRows& in, std::int64_t out_cols, const Body& body) 
   }
   for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
     const std::int64_t count = std::min(kInferenceRows, in.rows - first);
+    const std::shared_lock lock(model_mutex_);
     Tensor block = shaped(lease->input, count, in.cols);
     if (usable_in_place(in, dtype_))
       block = in_place(in, first, count);
@@ -279,8 +282,34 @@ const Tensor& Engine::tensor(const std::string& name) const {
   throw ValueError(text("name: no tensor is called '", name, "'"));
 }
 
-void Engine::read(const std::string& name, void* to) const { backend_->read(tensor(name), to); }
+void Engine::read(const std::string& name, void* to) const {
+  const std::shared_lock lock(model_mutex_);
+  backend_->read(tensor(name), to);
+}
 
-void Engine::write(const std::string& name, const void* from) { backend_->write(tensor(name), from); }
+void Engine::write(const std::string& name, const void* from) {
+  const std::unique_lock lock(model_mutex_);
+  backend_->write(tensor(name), from);
+}
+
+std::int64_t Engine::steps() const {
+  const std::shared_lock lock(model_mutex_);
+  return steps_;
+}
+
+void Engine::set_steps(std::int64_t steps) {
+  const std::unique_lock lock(model_mutex_);
+  steps_ = steps;
+}
+
+Metrics Engine::metrics() const {
+  const std::shared_lock lock(model_mutex_);
+  return metrics_;
+}
+
+void Engine::reset_metrics() {
+  const std::unique_lock lock(model_mutex_);
+  metrics_ = {};
+}
 
 }  // namespace fastsae

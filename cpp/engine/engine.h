@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -36,7 +37,7 @@ class Engine {
   void run(const HostRows& x, const double* weights, const std::int64_t* order, std::int64_t count,
            std::int64_t batch);
 
-  // Safe from many threads while no step runs.
+  // Every call is safe from any thread. Inference runs side by side; a step has the model for itself.
   void encode(const HostRows& x, void* code) const;
   void decode(const HostRows& code, void* x) const;
   void reconstruct(const HostRows& x, void* output) const;
@@ -49,10 +50,10 @@ class Engine {
   void read(const std::string& name, void* to) const;
   void write(const std::string& name, const void* from);
 
-  std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
-  Metrics metrics() const { return metrics_; }
-  void reset_metrics() { metrics_ = {}; }
+  std::int64_t steps() const;
+  void set_steps(std::int64_t steps);
+  Metrics metrics() const;
+  void reset_metrics();
   Optimizer& optimizer() { return optimizer_; }
   DType dtype() const { return dtype_; }
   std::int64_t n_features() const { return n_features_; }
@@ -90,7 +91,8 @@ class Engine {
   Arena parameters_, gradients_, state_;
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
-  mutable std::mutex inference_mutex_;
+  mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
+  mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;
   std::int64_t steps_ = 0;
   Metrics metrics_;

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,7 +134,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
-        return dataclasses.asdict(self)
+        values: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -154,8 +156,8 @@ class Config:
     def validate(self) -> None:
         """Raise ValueError, naming the option, if an option or a combination has no meaning."""
         check_integer("n_features", self.n_features, 1)
-        if not self.layers:
-            raise ValueError("layers: expected at least one layer, got none")
+        if not isinstance(self.layers, (tuple, list)) or not self.layers:
+            raise ValueError(f"layers: expected a tuple of at least one LayerConfig, got {self.layers!r}")
         for i, layer in enumerate(self.layers):
             self._validate_layer(i, layer)
         if self.layers[-1].units != self.n_features:
@@ -268,10 +270,11 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
     """Raise ValueError unless `value` is an integer in [low, high]."""
     wanted = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
     high = 2**63 - 1 if high is None else high  # what the compiled part can hold
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-    number = value.__index__()
-    if not low <= number <= high:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
+    if _is_bool(value) or not low <= number <= high:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 
@@ -280,15 +283,32 @@ def check_real(name: str, value: object, low: float, high: float = math.inf, end
     wanted = f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}"
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
     above = number >= low if ends[0] == "[" else number > low
     below = number <= high if ends[1] == "]" else number < high
-    if isinstance(value, (bool, str)) or not (math.isfinite(number) and above and below):
+    if _is_bool(value) or isinstance(value, (str, bytes)) or not (math.isfinite(number) and above and below):
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 
 def check_bool(name: str, value: object) -> None:
     """Raise ValueError unless `value` is True or False."""
-    if not (isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")):
+    if not _is_bool(value):
         raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # NumPy's too, without importing it
+
+
+def _plain(value: Any) -> Any:
+    """`value` with NumPy's scalars, fractions and the like as Python's int, float and bool."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    if value is None or isinstance(value, str):
+        return value
+    if _is_bool(value):
+        return bool(value)
+    return operator.index(value) if hasattr(value, "__index__") else float(value)

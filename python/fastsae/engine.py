@@ -204,6 +204,8 @@ class Engine:
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
             size = min(size, int(batch_size))
+        if self.config.rho_hat == "full" and size < count:
+            raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
         self._core.run(rows, indices, size, _weights(sample_weight, len(rows)))
 
     def gradient(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:

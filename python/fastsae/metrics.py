@@ -43,7 +43,7 @@ def mean_activation(H: ArrayLike) -> Array:
     return mean
 
 
-def live_units(H: ArrayLike, *, rtol: float = 0.01) -> NDArray[np.bool_]:
+def live_units(H: ArrayLike, *, rtol: float = 0.1) -> NDArray[np.bool_]:
     """Which units respond to the data: those whose activation is not constant over the rows.
 
     A unit is live if its standard deviation is more than `rtol` times the root mean square of the standard
