@@ -140,9 +140,7 @@ def test_activation_values() -> None:
     softplus = [math.log(2.0), math.log(4.0), math.exp(-40)]
     np.testing.assert_allclose(ACTIVATIONS["softplus"].value(z), softplus, rtol=1e-15)
     np.testing.assert_allclose(ACTIVATIONS["tanh"].value(z), [0.0, 0.8, -1.0], rtol=1e-15)
-    assert ACTIVATIONS["softplus"].slope(np.array([math.exp(-40)])) == pytest.approx(
-        math.exp(-40), rel=1e-15, abs=0
-    )
+    assert ACTIVATIONS["softplus"].slope(np.array([math.exp(-40)])) == pytest.approx(math.exp(-40), rel=1e-15, abs=0)
     assert ACTIVATIONS["relu"].value(z).tolist() == [0.0, math.log(3.0), 0.0]
     assert ACTIVATIONS["relu"].slope(np.zeros(1)) == 0.0
     assert ACTIVATIONS["identity"].value(z).tolist() == z.tolist()
@@ -256,9 +254,7 @@ def test_gradient_of_one_layer() -> None:
     assert_gradient(model, X, weights)
 
 
-@pytest.mark.parametrize(
-    ("widths", "tied"), [((4, 3, 5), False), ((4, 3, 4, 5), False), ((4, 3, 4, 5), True)]
-)
+@pytest.mark.parametrize(("widths", "tied"), [((4, 3, 5), False), ((4, 3, 4, 5), False), ((4, 3, 4, 5), True)])
 @pytest.mark.parametrize(("loss", "output"), [("squared_error", "identity"), ("cross_entropy", "sigmoid")])
 @pytest.mark.parametrize(("activation", "penalty"), HIDDEN)
 def test_gradient_deep(
@@ -435,9 +431,7 @@ def test_sample_weight_of_wrong_length() -> None:
 RATE, MU, BETA1, BETA2, EPS = 0.1, 0.8, 0.7, 0.95, 1e-3
 
 
-def run_optimizer(
-    name: str, gradients: list[float], decay: float = 0.0, is_weight: bool = True
-) -> list[float]:
+def run_optimizer(name: str, gradients: list[float], decay: float = 0.0, is_weight: bool = True) -> list[float]:
     """Parameter after every step, from 2."""
     config = two_layers(
         optimizer=name,

@@ -1,0 +1,55 @@
+"""The one table of tolerances: how far the C++ engine may be from the NumPy reference.
+
+Every bound is relative to the largest element of the exact tensor, because a rounding error of a product is
+proportional to its summands and not to what is left of them after cancellation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
+
+#: float64, one pass: sums of up to 2000 summands in another order differ by at most 2000 eps = 4e-13, and the
+#: elementary functions by a few eps more.
+FLOAT64 = 1e-12
+
+#: float64 after 50 steps: 50 times the error of one pass, because each step adds its own.
+FLOAT64_TRAINED = 50 * FLOAT64
+
+#: float32, one pass or 50 steps: a multiple of what plain NumPy in float32 loses against float64 from the same
+#: numbers ...
+FLOAT32_FACTOR = 4.0
+#: ... plus this many eps, because on a tensor of five numbers NumPy may be exact by luck. Our elementary functions
+#: have up to 2.5 ULP, and a delta is a product of about three of them. After 50 steps the drift of NumPy holds what
+#: has added up.
+FLOAT32_FLOOR = 8.0
+
+#: Published golden values have 12 digits after the point.
+GOLDEN = 1e-12
+
+
+def bound(exact: ArrayLike, plain: ArrayLike | None, dtype: str, trained: bool = False, scale: float = 0.0) -> float:
+    """Largest allowed difference from `exact`.
+
+    Parameters
+    ----------
+    exact : array
+        By the reference in float64.
+    plain : array
+        By the reference in float32; not read for float64.
+    dtype : {"float32", "float64"}
+        Of the engine.
+    trained : bool
+        Whether 50 steps were taken or one pass was made.
+    scale : float
+        At least this much is taken as the largest element.
+    """
+    exact = np.asarray(exact, np.float64)
+    scale = max(scale, float(np.abs(exact).max(initial=0.0)))
+    if dtype == "float64":
+        return (FLOAT64_TRAINED if trained else FLOAT64) * scale
+    assert plain is not None
+    drift = float(np.abs(np.asarray(plain, np.float64) - exact).max(initial=0.0))
+    return FLOAT32_FACTOR * drift + FLOAT32_FLOOR * EPS["float32"] * scale
