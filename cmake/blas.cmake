@@ -30,8 +30,8 @@ if(FASTSAE_BLAS STREQUAL "OpenBLAS")
   set(FASTSAE_BLAS_SET_THREADS "scipy_openblas_set_num_threads")
 elseif(FASTSAE_BLAS STREQUAL "MKL")
   # PyPI: mkl-static; the sequential interface, bound into one library that shows two functions.
-  fastsae_python_says(mkl "import sys; print(sys.prefix + '/lib')")
-  find_file(mkl_core libmkl_core.a PATHS "${mkl}" NO_DEFAULT_PATH REQUIRED)
+  fastsae_python_says(mkl_core "import importlib.metadata as m
+print(*[f.locate().resolve() for f in m.files('mkl-static') if f.name == 'libmkl_core.a'])")
   get_filename_component(mkl "${mkl_core}" DIRECTORY)
   file(WRITE "${CMAKE_BINARY_DIR}/blas.map" "{ global: cblas_sgemm; cblas_dgemm; local: *; };\n")
   execute_process(

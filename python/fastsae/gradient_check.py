@@ -54,9 +54,7 @@ def check_gradient(
     if engine is None:
         raise ValueError(f"model: expected a fitted estimator or an Engine, got {type(model).__name__}")
     if engine.config.rho_hat == "ema":
-        raise ValueError(
-            "model: rho_hat='ema' follows no cost, so there is nothing to compare its gradient with"
-        )
+        raise ValueError("model: rho_hat='ema' follows no cost, so there is nothing to compare its gradient with")
     check_integer("n_coordinates", n_coordinates, 1)
     rows = as_rows("X", X, engine.config.n_features, "float64")
     twin = Engine(dataclasses.replace(engine.config, dtype="float64"))

@@ -5,7 +5,7 @@
 
 #include <atomic>
 #include <cstdio>
-#include <cstring>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <thread>
@@ -187,6 +187,20 @@ void many_threads_encode() {
   check(equal == 48, "16 threads encode what one thread encodes");
 }
 
+void encoders_and_a_trainer_take_turns() {
+  Fixture<float> f, alone;
+  alone.train(3);
+  std::vector<std::thread> encoders;
+  for (int i = 0; i < 3; ++i) {
+    encoders.emplace_back([&] {
+      for (int k = 0; k < 5; ++k) (void)f.encode();
+    });
+  }
+  f.train(3);
+  for (std::thread& encoder : encoders) encoder.join();
+  check(tensors_of(f.engine) == tensors_of(alone.engine), "encoding meanwhile changes no training");
+}
+
 // Cancels one step at its first poll, at its second, and so on until it gets through.
 void cancelling_changes_nothing() {
   Fixture<float> f, undisturbed;
@@ -276,6 +290,7 @@ int main() {
   training_is_equal_for_any_number_of_threads<double>();
   many_threads_encode<float>();
   many_threads_encode<double>();
+  encoders_and_a_trainer_take_turns();
   cancelling_changes_nothing();
   tensors_carry_the_whole_state<float>();
   tensors_carry_the_whole_state<double>();

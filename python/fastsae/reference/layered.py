@@ -167,9 +167,7 @@ class Layered:
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta = (
-            share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
-        )
+        delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
         for number in range(self.depth, 0, -1):
             below = layers[number - 2][1] if number > 1 else X
             if self._uses_transpose(number):
