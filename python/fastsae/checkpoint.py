@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -56,7 +57,8 @@ def load(path: str | os.PathLike[str]) -> SparseAutoencoder:
     Parameters
     ----------
     path : path-like
-        A file written by fastsae. Nothing in it is executed.
+        A file written by fastsae. Nothing in it is executed. If training wrote it as its `checkpoint`, `resume` goes
+        on writing to it; the `checkpoint` of a file that `save` wrote under another name is None.
 
     Raises
     ------
@@ -65,19 +67,24 @@ def load(path: str | os.PathLike[str]) -> SparseAutoencoder:
     ValueError
         If it is damaged, truncated, not a fastsae file, from a newer version, or holds what no model can hold.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     with open(path, "rb"):  # a missing or unreadable file is an OSError
         pass
     try:
         with safe_open(path, framework="numpy") as file:
-            return _restore(_Header(file.metadata()), file)
+            estimator = _restore(_Header(file.metadata()), file)
+            # Training goes on in this file if it is the one that it wrote, and never where a file says.
+            own = _file_name(estimator.checkpoint) == os.path.basename(path)
+            estimator.checkpoint = path if own else None
+            return estimator
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a usable fastsae checkpoint: {error}") from None
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a temporary file beside `path`, flush it to disk, and rename it."""
-    path = os.fspath(path)
+    path = os.fsdecode(path)
+    check_target(path)
     folder = os.path.dirname(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", suffix=".tmp", dir=folder)
     try:
@@ -91,11 +98,24 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # the new file is complete; some file systems cannot flush a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise OSError if a file cannot be written to `path`, as far as that is known without writing."""
+    path = os.fsdecode(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not path or (os.path.lexists(path) and not os.path.isfile(path)):
+        raise OSError(errno.EINVAL, "expected a path to a regular file", path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", folder)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written to", folder)
 
 
 def _umask() -> int:
@@ -109,10 +129,14 @@ def _plain_parameters(estimator: SparseAutoencoder) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
         value = value.item() if isinstance(value, np.generic) else value
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
         if value is None or isinstance(value, (bool, int, float, str)):
             plain[name] = value
     return plain
+
+
+def _file_name(path: object) -> str | None:
+    return os.path.basename(path) if isinstance(path, str) else None
 
 
 class _Header:
@@ -122,10 +146,8 @@ class _Header:
         self._metadata = metadata or {}
         if self._metadata.get("format") != FORMAT:
             raise ValueError("it has no fastsae header")
-        if self.json("version", int) > VERSION:
-            raise ValueError(
-                f"it has version {self._metadata['version']}, this fastsae reads up to {VERSION}"
-            )
+        if not 1 <= self.json("version", int) <= VERSION:
+            raise ValueError(f"it has version {self.text('version')}, this fastsae reads 1 to {VERSION}")
 
     def text(self, key: str) -> str:
         if key not in self._metadata:
@@ -149,6 +171,8 @@ def _restore(header: _Header, file: Any) -> SparseAutoencoder:
     if name not in ESTIMATORS:
         raise ValueError(f"it holds an unknown estimator {name!r}")
     config = Config.from_dict(header.json("config", dict))
+    if len(config.layers) != 2 or config.code_layer != 1:
+        raise ValueError(f"its layers are not those of a {name}")
     state = TrainerState.from_dict(header.json("trainer", dict))
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
@@ -160,17 +184,19 @@ def _restore(header: _Header, file: Any) -> SparseAutoencoder:
     stored = set(file.keys())
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
-    if missing := sorted(wanted - stored):
+    if missing := sorted((wanted | best if best & stored else wanted) - stored):
         raise ValueError(f"tensor {missing[0]!r} is missing")
     if unknown := sorted(stored - wanted - best):
         raise ValueError(f"tensor {unknown[0]!r} is unknown")
     for tensor in wanted:
-        engine.set(tensor, _stored(file, tensor))
+        engine.set(tensor, _stored(file, tensor, engine.get(tensor)))
     steps = header.json("steps", int)
     check_integer("steps", steps, 0)
     engine.steps = steps
-    for tensor in sorted(best & stored):
-        state.best_parameters[tensor.removeprefix(_BEST)] = _stored(file, tensor)
+    if best & stored:
+        state.best_parameters = {
+            name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
+        }
     estimator._adopt(engine, state)
     feature_names = header.json("feature_names", list)
     if feature_names:
@@ -186,15 +212,19 @@ def _check_shapes(config: Config, file: Any) -> None:
         if name not in stored:
             raise ValueError(f"tensor {name!r} is missing")
         found = tuple(file.get_slice(name).get_shape())
-        if found != shape and found != (1, *shape):
+        if found != shape:
             raise ValueError(f"tensor {name!r}: expected shape {shape}, got {found}")
 
 
-def _stored(file: Any, name: str) -> NDArray[Any]:
+def _stored(file: Any, name: str, like: NDArray[Any]) -> NDArray[Any]:
     try:
         value: NDArray[Any] = file.get_tensor(name)
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"tensor {name!r}: unknown dtype: {error}") from None
+    if value.dtype != like.dtype or value.shape != like.shape:
+        raise ValueError(f"tensor {name!r}: expected {like.dtype} {like.shape}, got {value.dtype} {value.shape}")
+    if not np.isfinite(value).all():
+        raise ValueError(f"tensor {name!r} holds NaN or infinity")
     if name.startswith("second_moment.") and (value < 0).any():
         raise ValueError(f"tensor {name!r}: a second moment cannot be negative")
     return value

@@ -162,8 +162,7 @@ class Config:
             self._validate_layer(i, layer)
         if self.layers[-1].units != self.n_features:
             raise ValueError(
-                f"layers: the last layer must have n_features={self.n_features} units, "
-                f"got {self.layers[-1].units}"
+                f"layers: the last layer must have n_features={self.n_features} units, got {self.layers[-1].units}"
             )
         if self.n_encoder_layers is not None:
             check_integer("n_encoder_layers", self.n_encoder_layers, 0, len(self.layers))
@@ -171,8 +170,7 @@ class Config:
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         if self.loss == "cross_entropy" and self.layers[-1].activation != "sigmoid":
             raise ValueError(
-                "loss='cross_entropy' needs a sigmoid output layer, "
-                f"got activation {self.layers[-1].activation!r}"
+                f"loss='cross_entropy' needs a sigmoid output layer, got activation {self.layers[-1].activation!r}"
             )
         check_bool("tied", self.tied)
         if self.tied:
@@ -270,11 +268,13 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
     """Raise ValueError unless `value` is an integer in [low, high]."""
     wanted = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
     high = 2**63 - 1 if high is None else high  # what the compiled part can hold
+    if _is_bool(value):
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
-    if _is_bool(value) or not low <= number <= high:
+    if not low <= number <= high:
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,9 +50,17 @@ def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other:
         wanted = np.dtype(dtype or other)
         if array.dtype != wanted or not array.dtype.isnative:
             array = _cast(name, array, wanted)
-    if array.shape[1] > 1 and array.strides[1] != array.itemsize or array.strides[0] < 0:
-        array = np.ascontiguousarray(array)
-    return array
+    return array if readable(array) else np.array(array, order="C")
+
+
+def readable(array: Array) -> bool:
+    """Whether the compiled part can read the rows of a 2-D array where they are."""
+    return (
+        array.dtype in (np.float32, np.float64)
+        and array.flags.aligned
+        and (array.shape[1] <= 1 or array.strides[1] == array.itemsize)
+        and array.strides[0] >= 0
+    )
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -61,7 +70,7 @@ def as_array(name: str, value: Any) -> Array:
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError) as error:
+        except (BufferError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"{name}: expected a tensor in CPU memory, got {type(value)}: {error}") from None
     try:
         return np.asarray(value)
@@ -93,9 +102,7 @@ def _order(value: ArrayLike | None) -> NDArray[np.int64] | None:
         return None
     order = as_array("order", value)
     if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):
-        raise ValueError(
-            f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}"
-        )
+        raise ValueError(f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}")
     return np.ascontiguousarray(order, dtype=np.int64)
 
 
@@ -124,6 +131,7 @@ class Engine:
         check_integer("full_batch_rows", full_batch_rows, 0)
         self.config = config
         self.device = device
+        self._full_batch_rows = full_batch_rows
         self._core = _core.Engine(config.to_dict(), config.code_layer, device, full_batch_rows)
 
     @property
@@ -145,6 +153,7 @@ class Engine:
     def learning_rate(self, value: float) -> None:
         check_real("learning_rate", value, 0.0)
         self._core.learning_rate = float(value)
+        self.config = dataclasses.replace(self.config, learning_rate=float(value))
 
     @property
     def code_width(self) -> int:
@@ -307,8 +316,7 @@ class Engine:
         sums: dict[str, float] = self._core.metrics()
         weight = sums["weight"]
         return {
-            key: value if key in _COUNTS else value / weight if weight else float("nan")
-            for key, value in sums.items()
+            key: value if key in _COUNTS else value / weight if weight else float("nan") for key, value in sums.items()
         }
 
     def metric_sums(self) -> dict[str, float]:
@@ -321,10 +329,16 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         tensors = {name: self.get(name) for name in self.state_names()}
-        return {"config": self.config, "device": self.device, "steps": self.steps, "tensors": tensors}
+        return {
+            "config": self.config,
+            "device": self.device,
+            "full_batch_rows": self._full_batch_rows,
+            "steps": self.steps,
+            "tensors": tensors,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["config"], state["device"])  # type: ignore[misc]
+        self.__init__(state["config"], state["device"], state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -213,7 +215,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Raises
         ------
         ValueError
-            If an option or X is not usable; what was fitted before is kept then.
+            If an option or X is not usable; what was fitted before is kept then. A memory map is not searched for
+            NaN before: the step that meets one raises, naming the row, and the model is the one of the step before.
+        TypeError
+            If X is sparse, or holds objects that are not numbers.
+        OSError
+            If `checkpoint` cannot be written.
         FloatingPointError
             If the loss is no longer finite; the parameters are those of the last good step.
         MemoryError
@@ -222,37 +229,56 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             On Ctrl-C; the model is usable, and `resume` goes on.
         """
         training = self._training_config()
-        X, weights = self._validate(X, sample_weight, reset=True)
-        config = self._config(X.shape[1])
-        check_combination(config, training)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        engine = self._new_engine(config, training, seed)
-        self._adopt(engine, TrainerState(seed))
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=True)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X)
+            self._start(config, training, len(X))
         return self._train(ArrayStore(X, config.dtype), weights, training, training.max_epochs)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
-        """Train one more pass over these rows: for data that comes in pieces. See `fit`."""
+        """Train one more pass over these rows: for data that comes in pieces. See `fit`.
+
+        `learning_rate` may be changed between two calls; another changed option of the model is a ValueError. Nothing
+        is held out and early stopping does not apply.
+        """
         first = not self.__sklearn_is_fitted__()
         training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
-        X, weights = self._validate(X, sample_weight, reset=first)
-        config = self._config(X.shape[1]) if first else self._engine.config
-        check_combination(config, training, one_pass=True)
-        if first:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._adopt(self._new_engine(config, training, seed), TrainerState(seed))
-        return self._train(ArrayStore(X, config.dtype), weights, training, self._state.epoch + 1)
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=first)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X, one_pass=True)
+            if first:
+                self._start(config, training, len(X))
+            else:
+                self._continue(config)
+        self._state.start_pass(len(X))
+        self._train(ArrayStore(X, config.dtype), weights, training, self._state.epoch + 1)
+        self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
+        return self
 
     def resume(self, X: Any, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
         """Go on with an interrupted `fit` on the same rows until `max_epochs`.
 
         With a mini-batch solver the result is bit for bit that of the run that was never interrupted; ``lbfgs``
-        starts a new approximation of the curvature.
+        starts a new approximation of the curvature. A `fit` that early stopping or a callback has ended stays ended;
+        one that came to `max_epochs` goes on if that is larger now, with early stopping from its best parameters.
+
+        Raises
+        ------
+        ValueError
+            As `fit`; also if X has another number of rows than the training began with, or if an option of the model
+            or its optimiser other than `learning_rate` has changed.
         """
         check_is_fitted(self)
         training = self._training_config()
         X, weights = self._validate(X, sample_weight, reset=False)
-        check_combination(self._engine.config, training)
-        return self._train(ArrayStore(X, self._engine.config.dtype), weights, training, training.max_epochs)
+        config = self._config(X.shape[1])
+        check_combination(config, training, X)
+        if self._state.n_rows not in (0, len(X)):
+            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {len(X)}")
+        self._continue(config)
+        return self._train(ArrayStore(X, config.dtype), weights, training, training.max_epochs)
 
     # Inference
 
@@ -271,9 +297,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def inverse_transform(self, H: Any, out: Array | None = None) -> Array:
         """Reconstructions of hidden activations, shape (n_rows, n_features)."""
         check_is_fitted(self)
-        H = check_array(
-            as_array("H", H), dtype=[np.float32, np.float64], ensure_min_samples=0, input_name="H"
-        )
+        H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
         return self._engine.decode(H, out)
 
     def reconstruct(self, X: Any, out: Array | None = None) -> Array:
@@ -376,12 +400,45 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
+        if self.checkpoint is not None:
+            if not isinstance(self.checkpoint, (str, bytes, os.PathLike)):
+                raise ValueError(f"checkpoint: expected a path or None, got {self.checkpoint!r}")
+            _checkpoint.check_target(self.checkpoint)
         return training
 
-    def _new_engine(self, config: Config, training: TrainingConfig, seed: int) -> Engine:
+    def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
+        """Take a new engine with first weights."""
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        except ValueError as error:
+            raise ValueError(f"random_state: {error}") from None
         engine = Engine(config, self.device)
         engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
-        return engine
+        self._adopt(engine, TrainerState(seed, n_rows=n_rows))
+
+    def _continue(self, config: Config) -> None:
+        """Go on with the engine that there is, whose options must be those of `config`."""
+        if self.solver == "lbfgs":  # which has no use for an optimiser
+            config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
+        now, fitted = _flat(config), _flat(self._engine.config)
+        changed = [name for name in now if now[name] != fitted[name] and name != "learning_rate"]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name}: expected {fitted[name]!r}, with which the training began, got {now[name]!r}; fit starts anew"
+            )
+        if config.learning_rate != self._engine.config.learning_rate:
+            self._engine.learning_rate = config.learning_rate
+
+    @contextlib.contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _adopt(self, engine: Engine, state: TrainerState) -> None:
         self._engine = engine
@@ -409,16 +466,19 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     ) -> tuple[Array, NDArray[np.float64] | None]:
         # A memory map is not read twice: a step that meets a NaN names its row.
         finite = not isinstance(X, np.memmap)
-        X = validate_data(self, _tensor_as_array(X), reset=reset, dtype="numeric", ensure_all_finite=finite)
+        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
+        if X.dtype.kind not in "fiub":
+            raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
         if sample_weight is None:
             return X, None
+        sample_weight = _tensor_as_array("sample_weight", sample_weight)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise ValueError("sample_weight: expected at least one weight that is not zero")
         return X, weights
 
     def _check(self, X: Any) -> Array:
-        checked: Array = validate_data(
-            self, _tensor_as_array(X), reset=False, dtype=[np.float32, np.float64], order=None
-        )
+        checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
         return checked
 
     def _fitted_engine(self, attribute: str) -> Engine:
@@ -427,10 +487,19 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._engine
 
 
-def _tensor_as_array(X: Any) -> Any:
+def _tensor_as_array(name: str, value: Any) -> Any:
     """A DLPack tensor as an array; data frames and lists are left to scikit-learn."""
-    tensor = hasattr(X, "__dlpack__") and not isinstance(X, np.ndarray)
-    return as_array("X", X) if tensor else X
+    tensor = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+    return as_array(name, value) if tensor else value
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """The options of `config` under the estimator's names."""
+    hidden, output = config.layers
+    renamed = {"units": "n_hidden", "optimizer": "solver"}
+    options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
+    options |= {**dataclasses.asdict(hidden), "output_activation": output.activation}
+    return {renamed.get(name, name): value for name, value in options.items()}
 
 
 ESTIMATORS = {"SparseAutoencoder": SparseAutoencoder}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae.engine import as_rows
+from fastsae.engine import as_rows, readable
 
 Order = NDArray[np.int64]
 
@@ -28,12 +28,7 @@ class ArrayStore:
     def __init__(self, X: NDArray[Any], dtype: str) -> None:
         self.X = X
         self.dtype = dtype
-        self.in_place = (
-            X.dtype in (np.float32, np.float64)
-            and X.dtype.isnative
-            and (X.shape[1] == 1 or X.strides[1] == X.itemsize)
-            and X.strides[0] > 0
-        )
+        self.in_place = readable(X)
 
     def __len__(self) -> int:
         return len(self.X)
@@ -43,6 +38,18 @@ class ArrayStore:
         return (self.X, order) if self.in_place else (self.rows(order), None)
 
     def rows(self, order: Order | None = None) -> NDArray[Any]:
-        """The rows, or all of them, in the wanted dtype."""
+        """The rows, or all of them, in the wanted dtype.
+
+        Raises
+        ------
+        ValueError
+            If one holds NaN or infinity; the text says which row of X it is.
+        """
         part = self.X if order is None else self.X[order]
-        return as_rows("X", part, self.X.shape[1], self.dtype)
+        rows = as_rows("X", part, self.X.shape[1], self.dtype)
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            row = first if order is None else int(order[first])
+            raise ValueError(f"X: row {row} contains NaN, infinity or a number too large for {self.dtype}")
+        return rows

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +22,8 @@ Callback = Callable[[dict[str, float]], bool | None]
 
 _COST_PARTS = ("loss", "reconstruction", "penalty", "decay")
 _SUMS = ("reconstruction", "penalty", "decay", "gradient_norm", "weight")
-_SECONDS_PER_PIECE = 0.2  # of uninterrupted work between two updates of the progress bar
+_PIECE_FLOPS = 5e9  # of work between two updates of the progress bar: about 0.1 s of one processor
+_MOST_BATCHES_PER_PIECE = 1024
 _LBFGS_MEMORY = 20
 
 
@@ -36,10 +37,13 @@ class TrainerState:
         Source of every epoch's row order and of the validation split.
     epoch : int
         Epochs finished.
+    n_rows : int
+        Rows that the training began with and that `resume` needs; 0 if it needs no certain number.
     rows_done : int
         Rows used of the epoch that has begun.
-    sums : dict
-        Cost sums over those rows.
+    sums, piece_sums : dict
+        Cost sums over those rows: of the pieces before the last one, and of the last one, which may not be complete.
+        A sum of rounded numbers depends on their grouping; this one is the same however training was interrupted.
     history : dict of list
         One entry per finished epoch.
     best_loss, epochs_since_best, best_parameters
@@ -50,13 +54,21 @@ class TrainerState:
 
     seed: int
     epoch: int = 0
+    n_rows: int = 0
     rows_done: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
+    piece_sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     best_loss: float = math.inf
     epochs_since_best: int = 0
     finished: bool = False
     best_parameters: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    def start_pass(self, n_rows: int) -> None:
+        """Begin one pass over other rows: an unfinished epoch and early stopping are forgotten."""
+        fresh = TrainerState(self.seed, self.epoch, n_rows, history=self.history)
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(fresh, field.name))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without `best_parameters`."""
@@ -71,15 +83,23 @@ class TrainerState:
             state = cls(**values)
         except TypeError as error:
             raise ValueError(f"trainer state: {error}") from None
-        for name in ("seed", "epoch", "rows_done", "epochs_since_best"):
+        for name in ("seed", "epoch", "n_rows", "rows_done", "epochs_since_best"):
             check_integer(f"trainer state: {name}", getattr(state, name), 0)
-        if set(state.sums) != set(_SUMS) or not all(_is_number(v) for v in state.sums.values()):
-            raise ValueError(f"trainer state: sums: expected the numbers {', '.join(_SUMS)}")
+        for name in ("sums", "piece_sums"):
+            sums = getattr(state, name)
+            if not isinstance(sums, dict) or set(sums) != set(_SUMS) or not all(map(_is_number, sums.values())):
+                raise ValueError(f"trainer state: {name}: expected the numbers {', '.join(_SUMS)}")
+        if state.rows_done > state.n_rows:
+            raise ValueError("trainer state: rows_done: expected at most n_rows")
         if not _is_number(state.best_loss) or not isinstance(state.finished, bool):
             raise ValueError("trainer state: best_loss or finished is damaged")
+        if state.best_parameters != {}:
+            raise ValueError("trainer state: best_parameters are tensors of their own")
         lists = state.history.values() if isinstance(state.history, dict) else [None]
-        if not all(isinstance(entry, list) and all(_is_number(v) for v in entry) for entry in lists):
+        if not all(isinstance(entry, list) and all(map(_is_number, entry)) for entry in lists):
             raise ValueError("trainer state: history: expected lists of numbers")
+        if any(len(entry) > state.epoch for entry in state.history.values()):
+            raise ValueError("trainer state: history: expected at most one entry for each epoch")
         return state
 
 
@@ -122,6 +142,8 @@ class Trainer:
         self._save = save
         self._save_every = save_every
         self._verbose = verbose
+        # Rows and sums when the piece in work began; None between pieces.
+        self._began: tuple[int, dict[str, float]] | None = None
 
     def run(self, store: ArrayStore, weights: Weights, until_epoch: int) -> None:
         """Train until `until_epoch` epochs are finished, or early stopping or the callback ends it."""
@@ -130,9 +152,9 @@ class Trainer:
         run = self._run_lbfgs if self.training.solver == "lbfgs" else self._run_epochs
         try:
             run(store, weights, train, validation, until_epoch)
-            if self.state.finished or self.state.epoch >= until_epoch:
-                self.engine.set_parameters(self.state.best_parameters)  # none without early stopping
+            self.engine.set_parameters(self.state.best_parameters)  # none without early stopping
         finally:
+            self._settle()
             if self._save is not None:
                 self._save()
 
@@ -149,28 +171,42 @@ class Trainer:
         state = self.state
         batch_size = min(self.training.batch_size or len(train), len(train))
         n_batches = math.ceil(len(train) / batch_size)
+        per_piece = _batches_per_piece(self.engine.config, batch_size)
+        if state.rows_done % batch_size and state.rows_done != len(train):
+            raise ValueError(f"batch_size: {batch_size} does not divide the {state.rows_done} rows done before")
         with self._progress(n_batches * until_epoch, "step") as bar:
             bar.update(n_batches * state.epoch + state.rows_done // batch_size)
             while state.epoch < until_epoch and not state.finished:
                 order = self._order(train)
-                for piece in _pieces(len(order), batch_size, state.rows_done):
+                for piece in _pieces(len(order), batch_size, state.rows_done, per_piece):
+                    if piece.start % (per_piece * batch_size) == 0:
+                        state.sums, state.piece_sums = self._sums(), dict.fromkeys(_SUMS, 0.0)
                     self._train_piece(store, order[piece], batch_size, weights)
                     bar.update(math.ceil((piece.stop - piece.start) / batch_size))
                 self._end_epoch(self._mean_costs(), validation, bar)
 
-    def _train_piece(
-        self, store: ArrayStore, order: NDArray[np.int64], batch_size: int, weights: Weights
-    ) -> None:
+    def _train_piece(self, store: ArrayStore, order: NDArray[np.int64], batch_size: int, weights: Weights) -> None:
         chunk, chunk_order = store.piece(order)
         chunk_weights = weights if chunk_order is not None else _take(weights, order)
         self.engine.reset_metrics()
-        try:
-            self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights)
-        finally:  # an interrupt between two steps loses nothing of what was done
-            sums = self.engine.metric_sums()
-            self.state.rows_done += int(sums["rows"])
-            for name in _SUMS:
-                self.state.sums[name] += sums[name]
+        self._began = self.state.rows_done, self.state.piece_sums
+        self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Count the steps of the piece in work: an interrupt, wherever it came, loses nothing of what was done."""
+        state = self.state
+        if self._began is not None:
+            rows, sums = self._began
+            counted = self.engine.metric_sums()
+            rows += int(counted["rows"])
+            sums = {name: sums[name] + counted[name] for name in _SUMS}
+            self._began, state.rows_done, state.piece_sums = None, rows, sums
+        for entries in state.history.values():
+            del entries[state.epoch :]
+
+    def _sums(self) -> dict[str, float]:
+        return {name: self.state.sums[name] + self.state.piece_sums[name] for name in _SUMS}
 
     def _order(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.training.shuffle:
@@ -178,7 +214,7 @@ class Trainer:
         return np.random.default_rng([self.state.seed, 1, self.state.epoch]).permutation(train)
 
     def _mean_costs(self) -> dict[str, float]:
-        sums = self.state.sums
+        sums = self._sums()
         weight = sums["weight"] or math.nan
         means = {name: sums[name] / weight for name in _SUMS if name != "weight"}
         return {"loss": means["reconstruction"] + means["penalty"] + means["decay"], **means}
@@ -217,8 +253,7 @@ class Trainer:
                 accepted = theta.copy()
                 cost = costs[hash(theta.tobytes())]
                 costs.clear()
-                if validation is not None:
-                    pack.set(accepted)
+                pack.set(accepted)
                 bar.update(1)
                 self._end_epoch(cost, validation, bar)
                 if state.finished:
@@ -248,9 +283,7 @@ class Trainer:
 
     # Shared
 
-    def _end_epoch(
-        self, costs: Mapping[str, float], validation: tuple[NDArray[Any], Weights] | None, bar: Any
-    ) -> None:
+    def _end_epoch(self, costs: Mapping[str, float], validation: tuple[NDArray[Any], Weights] | None, bar: Any) -> None:
         state = self.state
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in _COST_PARTS}}
         entry["gradient_norm"] = costs["gradient_norm"]
@@ -258,21 +291,22 @@ class Trainer:
             held_out = self.engine.evaluate(*validation)
             entry["validation_loss"] = held_out["loss"]
             entry["validation_reconstruction"] = held_out["reconstruction"]
+        watched = entry.get("validation_loss", entry["loss"])
+        bar.set_postfix(loss=f"{watched:.5g}", refresh=False)
+        after = dataclasses.replace(state, epoch=state.epoch + 1, rows_done=0)
+        after.sums, after.piece_sums = dict.fromkeys(_SUMS, 0.0), dict.fromkeys(_SUMS, 0.0)
+        if self.training.early_stopping:
+            self._watch(watched, after)
         for name, value in entry.items():
             state.history.setdefault(name, []).append(value)
-        state.epoch += 1
-        state.rows_done = 0
-        state.sums = dict.fromkeys(_SUMS, 0.0)
-        bar.set_postfix(loss=f"{entry.get('validation_loss', entry['loss']):.5g}", refresh=False)
-        if self.training.early_stopping:
-            self._watch(entry.get("validation_loss", entry["loss"]))
-        if self._callback is not None and self._callback(dict(entry)):
+        # All at once, so that an interrupt finds this epoch finished or not, and nothing in between.
+        state.__dict__.update(after.__dict__)
+        if self._callback is not None and self._callback(entry):
             state.finished = True
         if self._save is not None and state.epoch % self._save_every == 0:
             self._save()
 
-    def _watch(self, loss: float) -> None:
-        state = self.state
+    def _watch(self, loss: float, state: TrainerState) -> None:
         if loss < state.best_loss - self.training.tol * abs(state.best_loss) or state.best_loss == math.inf:
             state.best_loss, state.epochs_since_best = loss, 0
             state.best_parameters = self.engine.get_parameters()
@@ -283,11 +317,7 @@ class Trainer:
     def _split(self, n_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         if self.training.validation_fraction == 0:
             return np.arange(n_rows), None
-        n_held_out = max(1, round(n_rows * self.training.validation_fraction))
-        if n_held_out >= n_rows:
-            raise ValueError(
-                f"validation_fraction={self.training.validation_fraction} leaves no rows of {n_rows} to train on"
-            )
+        n_held_out = _held_out_rows(n_rows, self.training.validation_fraction)
         shuffled = np.random.default_rng([self.state.seed, 0]).permutation(n_rows)
         return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
@@ -328,20 +358,32 @@ def _take(weights: Weights, order: NDArray[np.int64]) -> Weights:
     return None if weights is None else weights[order]
 
 
-def _pieces(n_rows: int, batch_size: int, first: int) -> Iterator[slice]:
-    """Slices of whole batches that take about `_SECONDS_PER_PIECE` each. The cuts change no result."""
-    n_batches = 1
+def _held_out_rows(n_rows: int, fraction: float) -> int:
+    count = max(1, round(n_rows * fraction)) if fraction > 0 else 0
+    if count >= n_rows:
+        raise ValueError(f"validation_fraction={fraction} leaves no rows of {n_rows} to train on")
+    return count
+
+
+def _batches_per_piece(config: Config, batch_size: int) -> int:
+    weights = sum(a * b for a, b in itertools.pairwise(config.widths))
+    return max(1, min(_MOST_BATCHES_PER_PIECE, int(_PIECE_FLOPS / (6 * batch_size * weights))))
+
+
+def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterator[slice]:
+    """Slices of `per_piece` batches; one that was interrupted is finished batch by batch, see `TrainerState`."""
     while first < n_rows:
-        last = min(n_rows, first + n_batches * batch_size)
-        began = time.perf_counter()
+        count = 1 if first % (per_piece * batch_size) else per_piece
+        last = min(n_rows, first + count * batch_size)
         yield slice(first, last)
-        per_batch = max(time.perf_counter() - began, 1e-6) / n_batches
-        n_batches = max(1, min(2 * n_batches, int(_SECONDS_PER_PIECE / per_batch)))
         first = last
 
 
-def check_combination(config: Config, training: TrainingConfig, *, one_pass: bool = False) -> None:
-    """Raise ValueError for options that are meaningful alone and not together."""
+def check_combination(config: Config, training: TrainingConfig, X: NDArray[Any], *, one_pass: bool = False) -> None:
+    """Raise ValueError for options that are meaningful alone and not together, or not with these rows."""
+    _held_out_rows(len(X), training.validation_fraction)
+    if config.loss == "cross_entropy" and (X.min() < 0 or X.max() > 1):
+        raise ValueError(f"X: loss='cross_entropy' needs numbers in [0, 1], got them from {X.min():g} to {X.max():g}")
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")
@@ -351,6 +393,4 @@ def check_combination(config: Config, training: TrainingConfig, *, one_pass: boo
             "and no partial_fit; use rho_hat='batch' or 'ema'"
         )
     if config.rho_hat == "ema" and lbfgs:
-        raise ValueError(
-            "rho_hat='ema' moves between evaluations, which solver='lbfgs' cannot use; use 'full'"
-        )
+        raise ValueError("rho_hat='ema' moves between evaluations, which solver='lbfgs' cannot use; use 'full'")
