@@ -22,7 +22,7 @@ PYTHON = ROOT / "python" / "fastsae"
 # Each folder may include itself and what is right of it; a device includes backend and what is right of that.
 LAYERS = ("bindings", "engine", "models", "backend", "kernels", "math", "core")
 DEVICES = ("cpu", "cuda")
-GENERATED = {"fastsae_blas_config.h": "cpu/blas.cpp"}
+GENERATED = {"fastsae_blas_config.h": "cpu/blas.cpp", "fastsae_contract.h": "backend/plugin.h"}
 
 # Files that may choose at compile time, and between what.
 CONDITIONAL = {
@@ -31,8 +31,9 @@ CONDITIONAL = {
     "cpu/float_mode.h": "control register of the processor",
     "cpu/loops.cpp": "instruction sets of the processor",
     "cpu/pool.cpp": "CPU affinity, which Linux has",
+    "cuda/team.h": "a block of the device, or one thread that plays it",
 }
-MACROS = {"FS_HD", "FS_REQUIRE"}
+MACROS = {"FS_HD", "FS_UNROLL", "FS_REQUIRE", "FS_CUDA"}
 
 MAX_LINES = 400
 LONG_FILES = {  # path: why it is one file
@@ -54,7 +55,7 @@ def native() -> list[tuple[str, str]]:
 
 def may_include(file: str, header: str) -> bool:
     """The include rule."""
-    layer, target = file.split("/")[0], header.split("/")[0]
+    layer, target = file.split("/")[0], header.split("/")[0] if "/" in header else "cuda"
     if target in DEVICES:
         return layer == target or (file == "backend/make_backend.cpp" and target == "cpu")
     first = "backend" if layer in DEVICES else layer
@@ -73,8 +74,8 @@ def test_includes_go_one_way() -> None:
 def test_every_header_is_used() -> None:
     text = "\n".join(text for _, text in native())
     for file, _ in native():
-        if file.endswith(".h"):
-            assert f'#include "{file}"' in text, f"nothing includes {file}"
+        if file.endswith((".h", ".cuh")):
+            assert f'#include "{file.removeprefix("cuda/")}"' in text, f"nothing includes {file}"
 
 
 def test_compile_time_choices_are_few() -> None:

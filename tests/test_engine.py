@@ -71,7 +71,7 @@ def test_names(optimizer: str, moments: list[str], tied: bool, device: str) -> N
     engine = Engine(deep(tied=tied, optimizer=optimizer, rho_hat="ema"), device)
     own = ["W1", "b1", "W2", "b2", "b3", "b4"] if tied else ["W1", "b1", "W2", "b2", "W3", "b3", "W4", "b4"]
     assert engine.parameter_names() == own
-    state = {*own, *(m + name for m in moments for name in own), "rho_hat1", "rho_hat_started"}
+    state = {*own, *(m + name for m in moments for name in own), "rho_hat1"}
     assert set(engine.state_names()) == state
     assert set(engine.names()) == state | {"gradient." + name for name in own}
     assert len(engine.names()) == len(set(engine.names()))

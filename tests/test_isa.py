@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
-import collections
 import platform
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,87 +92,3 @@ def test_our_loops_give_the_same_bits_on_every_level() -> None:
         other = report(DIGESTS, FASTSAE_ISA="baseline", OPENBLAS_CORETYPE="Haswell")
         assert all(other[key] == results[0][key] for key in other if key.count(" ") == 1)
         assert any(other[key] != results[0][key] for key in other)
-
-
-# --- what is compiled where ---
-
-
-def tables(module: str) -> list[list[int]]:
-    """The loops of every level: runs of as many addresses of functions, found by their relocations.
-
-    The installed module has no symbols. cpu/loops.cpp has one table of functions for each level, and the addresses
-    in them are filled in when the module is loaded.
-    """
-    listing = subprocess.run(["readelf", "-SrW", module], capture_output=True, text=True, check=True).stdout
-    text = re.search(r"\] \.text\s+PROGBITS\s+([0-9a-f]+) [0-9a-f]+ ([0-9a-f]+)", listing)
-    assert text is not None
-    begin = int(text[1], 16)
-    end = begin + int(text[2], 16)
-    pointers = {
-        int(place, 16): int(address, 16)
-        for place, address in re.findall(r"^([0-9a-f]+)\s+[0-9a-f]+ R_X86_64_RELATIVE\s+([0-9a-f]+)$", listing, re.M)
-    }
-    runs: list[list[int]] = []
-    last = 0
-    for place in sorted(place for place, address in pointers.items() if begin <= address < end):
-        if place != last + 8:
-            runs.append([])
-        runs[-1].append(pointers[place])
-        last = place
-    longest = max(len(run) for run in runs)
-    return [run for run in runs if len(run) == longest]
-
-
-def functions(module: str) -> list[tuple[int, int]]:
-    """Begin and end of every function, from the unwind tables, in order."""
-    listing = subprocess.run(["objdump", "--dwarf=frames", module], capture_output=True, text=True, check=True).stdout
-    return sorted(
-        (int(begin, 16), int(end, 16))
-        for begin, end in re.findall(r" FDE .* pc=([0-9a-f]+)\.\.([0-9a-f]+)$", listing, re.M)
-    )
-
-
-def instructions(module: str) -> list[tuple[int, str]]:
-    command = ["objdump", "-d", "--no-show-raw-insn", module]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [(int(address, 16), text) for address, text in re.findall(r"^\s+([0-9a-f]+):\t(.+?)\s*$", listing, re.M)]
-
-
-@pytest.mark.skipif(
-    shutil.which("objdump") is None or shutil.which("readelf") is None, reason="needs objdump and readelf"
-)
-def test_wide_instructions_are_in_their_loops_alone() -> None:
-    """AVX anywhere else would end the process with SIGILL on an old processor, before FASTSAE_ISA is read."""
-    module = _core.__file__
-    assert module is not None
-    ranges, begins = functions(module), []
-    begins = [begin for begin, _ in ranges]
-    uses: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for address, text in instructions(module):
-        i = bisect.bisect_right(begins, address) - 1
-        function = ranges[i][0] if i >= 0 and address < ranges[i][1] else -1
-        if re.search(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])", text):
-            uses[function]["avx512"] += 1
-        elif "%ymm" in text:
-            uses[function]["avx2"] += 1
-        elif re.match(r"v(?!err|erw|mcall|mlaunch)", text):
-            uses[function]["avx"] += 1  # 128 bits, but encoded as AVX
-
-    found = tables(module)
-    assert len(found) == len(LEVELS)
-    assert len(set(map(len, found))) == 1
-    kinds = [{kind for function in table for kind in uses[function]} for table in found]
-    # Which table is which follows from what is in it; each level uses what it may and the tables are not empty.
-    by_level = {max(kind, key=["avx", "avx2", "avx512"].index, default="none"): i for i, kind in enumerate(kinds)}
-    assert set(by_level) == {"none", "avx2", "avx512"}
-    assert not kinds[by_level["none"]]
-    assert "avx512" not in kinds[by_level["avx2"]]
-    assert not set(found[by_level["none"]]) & {*found[by_level["avx2"]], *found[by_level["avx512"]]}
-    # Nearly all loops vectorise; if not, there is no reason to have them.
-    for level in ("avx2", "avx512"):
-        wide = sum(uses[function][level] > 0 for function in found[by_level[level]])
-        assert wide > 0.8 * len(found[by_level[level]])
-
-    allowed = {*found[by_level["avx2"]], *found[by_level["avx512"]]}
-    outside = {hex(function): dict(kinds) for function, kinds in uses.items() if kinds and function not in allowed}
-    assert not outside

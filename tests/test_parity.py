@@ -98,7 +98,7 @@ def make_engine(
     engine.set_parameters(parameters)
     for number, mean in rho_hats_for(config).items() if started else ():
         engine.set(f"rho_hat{number}", mean)
-        engine.set("rho_hat_started", np.ones(1))
+        engine.steps = 1  # an average moves from the second step on
     return engine
 
 
@@ -115,6 +115,7 @@ def make_reference(config: Config, parameters: Parameters, dtype: str, started: 
     reference.set(parameters)
     if started:
         reference.rho_hat = {number: mean.astype(dtype) for number, mean in rho_hats_for(config).items()}
+        reference.steps = 1 if reference.rho_hat else 0
     return reference
 
 

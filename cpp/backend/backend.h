@@ -39,6 +39,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  // Whether tensors may be views of the caller's memory.
+  virtual bool reads_host_memory() const = 0;
   // Zeroed; MemoryError if there is too little.
   virtual Memory allocate(std::size_t bytes) = 0;
 
@@ -53,8 +55,13 @@ class Backend {
   // Dense host memory of the tensor's own type.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void write(const Tensor& to, const void* from) = 0;
-  // The sum of all elements of a tensor of doubles, row after row.
-  virtual double total(const Tensor& of) = 0;
+  // Adds scale times the sum of all elements of a tensor of doubles, row after row, to a number on the device.
+  virtual void add_total(const Tensor& of, double scale, double* to) = 0;
+  // Runs the calls of a step. A device may record them and replay the record whenever the key comes again, so
+  // that between two steps of one key only memory may change, and the body must not read or wait.
+  virtual void step(std::int64_t key, const std::function<void()>& body) = 0;
+  // Steps that may be begun before the host looks at their outcome.
+  virtual std::int64_t steps_in_flight() const = 0;
 
   virtual void poll() = 0;
 };

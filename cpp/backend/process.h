@@ -1,7 +1,15 @@
 // What holds for the whole process, whatever engines it has.
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace fastsae {
+
+// "cpu", "cuda:0", ...: what make_backend takes here.
+std::vector<std::string> devices();
+// Why there is no CUDA device; empty where there is one.
+std::string cuda_unavailable_reason();
 
 // Threads of CPU work: see cpu/pool.h.
 int num_threads();

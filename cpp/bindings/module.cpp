@@ -107,7 +107,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, 
                                 option<double>(c, "epsilon"),
                                 model.weight_decay};
   py::gil_scoped_release release;
-  return std::make_unique<Engine>(model, optimizer, device, full_batch_rows, check_signals);
+  return std::make_unique<Engine>(model, optimizer, make_backend(device, check_signals), full_batch_rows);
 }
 
 py::array read_tensor(const Engine& engine, const std::string& name) {
@@ -259,6 +259,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def_property_readonly("code_width", &Engine::code_width);
 
   m.def("kernel_names", &kernel_names);
+  m.def("devices", &devices);
+  m.def("cuda_unavailable_reason", &cuda_unavailable_reason);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
   m.def("isa", &isa_name);

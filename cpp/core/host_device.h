@@ -7,3 +7,10 @@
 // Forced inlining lets one formula be compiled into every instruction-set wrapper of cpu/loops.cpp.
 #define FS_HD [[gnu::always_inline]] inline
 #endif
+
+// Before a small loop whose arrays must stay in registers.
+#if defined(__CUDA_ARCH__)
+#define FS_UNROLL _Pragma("unroll")
+#else
+#define FS_UNROLL
+#endif

@@ -2,34 +2,29 @@
 
 #include <dlfcn.h>
 
-#include <sstream>
-
 #include "core/error.h"
 
 namespace fastsae {
 namespace {
 
-// DEEPBIND keeps a private copy from taking the symbols of another copy in the process. The sanitizers do not
-// allow it.
+int open_mode(Library::Symbols symbols) {
+// The sanitizers do not allow DEEPBIND.
 #if defined(RTLD_DEEPBIND) && !defined(FASTSAE_SANITIZE)
-constexpr int kOpenMode = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
-#else
-constexpr int kOpenMode = RTLD_NOW | RTLD_LOCAL;
+  if (symbols == Library::Symbols::own) return RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
 #endif
+  (void)symbols;
+  return RTLD_NOW | RTLD_LOCAL;
+}
 
 }  // namespace
 
-Library::Library(const std::string& paths) {
-  std::istringstream list(paths);
-  std::string path, reasons;
-  while (std::getline(list, path, '|')) {
-    if (path.empty()) continue;
-    handle_ = dlopen(path.c_str(), kOpenMode);
-    path_ = path;
-    if (handle_ != nullptr) return;
-    reasons += text("\n  ", dlerror());
-  }
-  throw DeviceError("could not open a library:" + reasons);
+Library::Library(const std::string& path, Symbols symbols)
+    : handle_(dlopen(path.c_str(), open_mode(symbols))), path_(path) {
+  if (handle_ == nullptr) throw DeviceError(text("could not open a library: ", dlerror()));
+}
+
+bool Library::can_open(const std::string& path) {
+  return dlopen(path.c_str(), open_mode(Symbols::shared)) != nullptr;  // kept open: it is about to be used
 }
 
 void* Library::symbol(const std::string& name) const {

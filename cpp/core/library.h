@@ -7,9 +7,15 @@ namespace fastsae {
 
 class Library {
  public:
-  // Opens the first of the '|'-separated paths that can be opened; "" is tried nowhere. DeviceError
-  // otherwise.
-  explicit Library(const std::string& paths);
+  enum class Symbols {
+    own,    // its own symbols come first: a private copy of what others may load too
+    shared  // C++ types and exceptions are the same on both sides
+  };
+
+  // DeviceError if it cannot be opened.
+  Library(const std::string& path, Symbols symbols);
+  static bool can_open(const std::string& path);
+
   // DeviceError if the symbol is missing.
   void* symbol(const std::string& name) const;
   template <class F>

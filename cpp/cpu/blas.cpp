@@ -15,8 +15,8 @@ using CblasGemm = void (*)(int order, int transpose_a, int transpose_b, int m, i
                            const S* a, int lda, const S* b, int ldb, S beta, S* c, int ldc);
 
 struct Blas {
-  Library library{FASTSAE_BLAS_LIBRARY[0] == '/' ? FASTSAE_BLAS_LIBRARY
-                                                 : own_folder() + FASTSAE_BLAS_LIBRARY};
+  Library library{FASTSAE_BLAS_LIBRARY[0] == '/' ? FASTSAE_BLAS_LIBRARY : own_folder() + FASTSAE_BLAS_LIBRARY,
+                  Library::Symbols::own};
   CblasGemm<float> sgemm = library.function<CblasGemm<float>>(FASTSAE_BLAS_PREFIX "cblas_sgemm");
   CblasGemm<double> dgemm = library.function<CblasGemm<double>>(FASTSAE_BLAS_PREFIX "cblas_dgemm");
 

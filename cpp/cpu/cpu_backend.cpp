@@ -99,6 +99,8 @@ class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(Poll poll) : poll_(std::move(poll)) { (void)isa(); }
 
+  bool reads_host_memory() const override { return true; }
+
   Memory allocate(std::size_t bytes) override {
     constexpr std::size_t kAlignment = 64;
     const std::size_t padded = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
@@ -168,13 +170,17 @@ class CpuBackend final : public Backend {
     copy(to, dense);
   }
 
-  double total(const Tensor& of) override {
+  void add_total(const Tensor& of, double scale, double* to) override {
     double sum = 0;
     for (std::int64_t row = 0; row < of.rows; ++row) {
       for (std::int64_t col = 0; col < of.cols; ++col) sum += of.as<double>()[row * of.stride + col];
     }
-    return sum;
+    *to += scale * sum;
   }
+
+  void step(std::int64_t, const std::function<void()>& body) override { body(); }
+
+  std::int64_t steps_in_flight() const override { return 1; }
 
   void poll() override {
     if (poll_) poll_();

@@ -80,7 +80,11 @@ template <class K, class S = typename K::Scalar>
 template <class K>
 [[gnu::always_inline]] inline void run(const std::byte* bytes, const Tensor& out, Block block, double* sums,
                                        std::int64_t sum_stride) {
-  const K& kernel = *reinterpret_cast<const K*>(bytes);
+  K kernel = *reinterpret_cast<const K*>(bytes);
+  if constexpr (requires { kernel.load(); }) kernel.load();
+  if constexpr (requires { kernel.idle(); }) {
+    if (kernel.idle()) return;
+  }
   const View<typename K::Scalar> view = out.view<typename K::Scalar>();
   if constexpr (K::pass == Pass::each) each(kernel, view, block);
   if constexpr (K::pass == Pass::col_sum) sum_columns(kernel, view, block, sums, sum_stride);

@@ -11,13 +11,18 @@ namespace {
 constexpr std::int64_t kInferenceRows = 1024;                  // rows of one block of inference
 constexpr std::size_t kFullBatchBytes = std::size_t{1} << 30;  // scratch of a full-batch gradient
 
+Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
+  return {memory.data, rows, cols, cols, dtype};
+}
+
 Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
-  return {memory.data, rows, cols, cols, memory.dtype};
+  return shaped(memory, rows, cols, memory.dtype);
 }
 
 // The caller's memory as a tensor, where no conversion is needed.
-bool usable_in_place(const HostRows& x, DType dtype) {
-  return x.dtype == dtype && x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
+bool usable_in_place(const Backend& backend, const HostRows& x, DType dtype) {
+  return backend.reads_host_memory() && x.dtype == dtype &&
+         x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
          x.stride_bytes >= x.cols * static_cast<std::int64_t>(size_of(dtype));
 }
 
@@ -46,32 +51,42 @@ HostRows rows_from(const HostRows& x, std::int64_t first, std::int64_t rows) {
 
 struct Engine::Training {
   std::int64_t rows = 0;
+  std::int64_t number = 0;  // of this scratch among all there were
   Arena arena;
   Tensor* x = nullptr;
   Tensor* weight = nullptr;
 };
 
-// Three work tensors, a staged input, a staged output and row losses, for one call at a time.
+// Three work tensors, a code, a staged input and a staged output, for one call at a time.
 struct Engine::Inference {
   std::int64_t rows = 0;
   Arena arena;
   Tensor work[3];
-  Tensor input, output, losses;
+  Tensor code, input, output;
 };
 
-Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, const std::string& device,
-               std::int64_t full_batch_rows, Poll poll)
+Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::unique_ptr<Backend> backend,
+               std::int64_t full_batch_rows)
     : dtype_(model.dtype),
+      rho_hat_decay_(model.moving_rho_hat ? model.rho_hat_decay : 0),
       n_features_(model.n_features),
-      backend_(make_backend(device, std::move(poll))),
+      backend_(std::move(backend)),
       model_(make_model(model, *backend_)),
       optimizer_(optimizer, *backend_),
       full_batch_rows_(full_batch_rows) {
   model_->declare(parameters_, gradients_, state_);
   optimizer_.declare(state_, parameters_, model_->parameters());
-  for (Arena* arena : {&parameters_, &gradients_, &state_}) {
+  const auto doubles = [this](const char* name, std::size_t bytes) -> Tensor& {
+    return control_.declare(name, 1, static_cast<std::int64_t>(bytes / sizeof(double)), DType::f64);
+  };
+  const Tensor& scalars = doubles("scalars", sizeof(StepScalars));
+  const Tensor& totals = doubles("totals", sizeof(StepTotals));
+  const Tensor& cost = doubles("cost", sizeof(StepCost));
+  const Tensor& log = doubles("log", sizeof(StepLog));
+  for (Arena* arena : {&parameters_, &gradients_, &state_, &control_}) {
     arena->allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
   }
+  memory_ = {scalars.as<StepScalars>(), totals, cost.as<StepCost>(), log.as<StepLog>()};
   if (full_batch_rows_ <= 0) {
     Arena one_row;
     model_->declare_scratch(one_row, 64);
@@ -84,11 +99,12 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, const std
 
 Engine::~Engine() = default;
 
-void Engine::training(std::int64_t rows) {
+void Engine::reserve(std::int64_t rows) {
   if (training_ && training_->rows >= rows) return;
   training_.reset();
   auto made = std::make_unique<Training>();
   made->rows = rows;
+  made->number = ++reservations_;
   made->x = &made->arena.declare("x", rows, n_features_, dtype_);
   made->weight = &made->arena.declare("weight", 1, rows, dtype_);
   model_->declare_scratch(made->arena, rows);
@@ -101,7 +117,7 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
   Batch batch{scratch.x->slice_rows(0, count), shaped(*scratch.weight, 1, count)};
   const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
   const HostRows x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
-  if (order == nullptr && usable_in_place(x, dtype_))
+  if (order == nullptr && usable_in_place(*backend_, x, dtype_))
     batch.x = in_place(x, 0, count);
   else
     backend_->gather(x, order, batch.x);
@@ -116,9 +132,17 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
   return batch;
 }
 
-Cost Engine::compute(const Rows& rows, double total, bool with_gradient) {
+void Engine::write_scalars(double total, double rho_hat_decay, std::int64_t step) {
+  StepScalars scalars{};
+  scalars.total = total;
+  scalars.inverse_total = 1 / total;
+  scalars.rho_hat_decay = rho_hat_decay;
+  optimizer_.set_scalars(scalars, step);
+  backend_->write(control_.tensors()[0].tensor, &scalars);
+}
+
+void Engine::compute(const Rows& rows, bool with_gradient) {
   const std::int64_t chunk = std::min(rows.count, full_batch_rows_);
-  training(chunk);
   const bool one_chunk = chunk == rows.count;
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
@@ -126,15 +150,12 @@ Cost Engine::compute(const Rows& rows, double total, bool with_gradient) {
       body(load(rows, done, count), done + count == rows.count);
     }
   };
-  model_->begin(total, with_gradient, one_chunk);
+  model_->begin(memory_, with_gradient, one_chunk);
   if (!one_chunk && model_->needs_means()) {
     for_each_chunk([&](const Batch& batch, bool) { model_->accumulate_means(batch); });
     model_->finish_means();
   }
   for_each_chunk([&](const Batch& batch, bool last) { model_->accumulate(batch, last); });
-  const Cost cost = model_->cost();
-  if (!std::isfinite(cost.loss()) || !std::isfinite(cost.gradient_norm)) explain(cost, rows);
-  return cost;
 }
 
 double Engine::Rows::total_weight() const {
@@ -149,31 +170,72 @@ Cost Engine::full_batch(const HostRows& x, const double* weights, bool with_grad
   const Rows all{x, weights, nullptr, 0, x.rows};
   const double total = all.total_weight();
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
-  return compute(all, total, with_gradient);
+  reserve(std::min(x.rows, full_batch_rows_));
+  // An evaluation takes the mean of the rows it is given; a gradient is that of the next step.
+  write_scalars(total, with_gradient && steps_ > 0 ? rho_hat_decay_ : 0, steps_ + 1);
+  compute(all, with_gradient);
+  model_->close(false);
+  Cost cost;
+  backend_->read(control_.tensors()[2].tensor, static_cast<StepCost*>(&cost));
+  if (!std::isfinite(cost.loss()) || !std::isfinite(cost.gradient_norm)) explain(cost, all);
+  return cost;
 }
 
 Cost Engine::gradient(const HostRows& x, const double* weights) { return full_batch(x, weights, true); }
 
 Cost Engine::evaluate(const HostRows& x, const double* weights) { return full_batch(x, weights, false); }
 
-void Engine::step(const Rows& rows) {
-  const std::unique_lock lock(model_mutex_);
+void Engine::begin_step(const Rows& rows) {
   const double total = rows.total_weight();
   if (total <= 0) {  // rows of no weight teach nothing
+    settle();
     metrics_.rows += rows.count;
     return;
   }
-  const Cost cost = compute(rows, total, true);
-  optimizer_.apply(model_->parameters(), steps_ + 1);
-  model_->commit();
-  ++steps_;
-  metrics_.sums.reconstruction += total * cost.reconstruction;
-  metrics_.sums.penalty += total * cost.penalty;
-  metrics_.sums.decay += total * cost.decay;
-  metrics_.sums.gradient_norm += total * cost.gradient_norm;
-  metrics_.weight += total;
-  metrics_.steps += 1;
-  metrics_.rows += rows.count;
+  const std::int64_t number = steps_ + static_cast<std::int64_t>(in_flight_.size()) + 1;
+  write_scalars(total, number > 1 ? rho_hat_decay_ : 0, number);
+  reserve(std::min(rows.count, full_batch_rows_));
+  const auto update = [&] {
+    model_->close(true);
+    optimizer_.apply(model_->parameters(), memory_);
+    model_->commit();
+  };
+  if (rows.count > full_batch_rows_) {
+    compute(rows, true);
+    update();
+  } else {
+    const Batch batch = load(rows, 0, rows.count);
+    backend_->step(training_->number << 32 | rows.count, [&] {
+      model_->begin(memory_, true, true);
+      model_->accumulate(batch, true);
+      update();
+    });
+  }
+  in_flight_.push_back(rows);
+}
+
+void Engine::settle() {
+  if (in_flight_.empty()) return;
+  StepLog log{};
+  backend_->read(control_.tensors()[3].tensor, &log);
+  const StepLog empty{};
+  backend_->write(control_.tensors()[3].tensor, &empty);
+  const std::vector<Rows> begun = std::move(in_flight_);
+  in_flight_.clear();
+  const auto good = static_cast<std::int64_t>(log.steps);
+  steps_ += good;
+  metrics_.steps += good;
+  metrics_.weight += log.weight;
+  metrics_.sums.reconstruction += log.sums.reconstruction;
+  metrics_.sums.penalty += log.sums.penalty;
+  metrics_.sums.decay += log.sums.decay;
+  metrics_.sums.gradient_norm += log.sums.gradient_norm;
+  for (std::int64_t i = 0; i < good; ++i) metrics_.rows += begun[i].count;
+  if (log.failed == 0) return;
+  // Later steps did nothing; the cost on the device is that of the last of them.
+  Cost cost;
+  backend_->read(control_.tensors()[2].tensor, static_cast<StepCost*>(&cost));
+  explain(cost, begun[good]);
 }
 
 void Engine::explain(const Cost& cost, const Rows& rows) const {
@@ -189,82 +251,102 @@ void Engine::explain(const Cost& cost, const Rows& rows) const {
 void Engine::run(const HostRows& x, const double* weights, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
   for (std::int64_t first = 0; first < count; first += batch) {
-    step({x, weights, order, first, std::min(batch, count - first)});
-    backend_->poll();
+    const std::unique_lock lock(model_mutex_);
+    try {
+      begin_step({x, weights, order, first, std::min(batch, count - first)});
+      const bool last = first + batch >= count;
+      if (last || static_cast<std::int64_t>(in_flight_.size()) >= backend_->steps_in_flight()) settle();
+      backend_->poll();
+    } catch (...) {
+      settle();  // the steps begun before are done, and counted
+      throw;
+    }
   }
 }
 
-template <class Body>
-void Engine::infer(const HostRows& in, std::int64_t out_cols, const Body& body) const {
-  const std::int64_t rows = std::min(kInferenceRows, in.rows);
-  std::unique_ptr<Inference> lease;
+std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
+  std::unique_ptr<Inference> leased;
   {
-    std::lock_guard lock(inference_mutex_);
+    const std::lock_guard lock(inference_mutex_);
     if (!inference_free_.empty()) {
-      lease = std::move(inference_free_.back());
+      leased = std::move(inference_free_.back());
       inference_free_.pop_back();
     }
   }
-  if (!lease || lease->rows < rows) {
-    lease = std::make_unique<Inference>();
-    lease->rows = rows;
-    Tensor* declared[3];
-    for (Tensor*& work : declared) work = &lease->arena.declare("work", rows, model_->widest(), dtype_);
-    const Tensor& input = lease->arena.declare("input", rows, std::max(n_features_, code_width()), dtype_);
-    const Tensor& output = lease->arena.declare("output", rows, model_->widest(), dtype_);
-    const Tensor& losses = lease->arena.declare("losses", rows, 1, DType::f64);
-    lease->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
-    for (int i = 0; i < 3; ++i) lease->work[i] = *declared[i];
-    lease->input = input;
-    lease->output = output;
-    lease->losses = losses;
-  }
+  if (leased && leased->rows >= rows) return leased;
+  leased = std::make_unique<Inference>();
+  leased->rows = rows;
+  const auto declare = [&](const char* name, std::int64_t cols, DType dtype) -> Tensor& {
+    return leased->arena.declare(name, rows, cols, dtype);
+  };
+  Tensor* made[] = {
+      &declare("work", model_->widest(), dtype_),  &declare("work", model_->widest(), dtype_),
+      &declare("work", model_->widest(), dtype_),  &declare("code", model_->widest(), dtype_),
+      &declare("input", model_->widest(), dtype_), &declare("output", model_->widest(), DType::f64)};
+  leased->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
+  Tensor* const places[] = {&leased->work[0], &leased->work[1], &leased->work[2],
+                            &leased->code,    &leased->input,   &leased->output};
+  for (int i = 0; i < 6; ++i) *places[i] = *made[i];
+  return leased;
+}
+
+template <class Body>
+void Engine::infer(const HostRows& in, const Tensor& host_out, const Body& body) const {
+  std::unique_ptr<Inference> scratch = lease(std::min(kInferenceRows, in.rows));
   for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
     const std::int64_t count = std::min(kInferenceRows, in.rows - first);
-    const std::shared_lock lock(model_mutex_);
-    Tensor block = shaped(lease->input, count, in.cols);
-    if (usable_in_place(in, dtype_))
-      block = in_place(in, first, count);
-    else
-      backend_->gather(rows_from(in, first, count), nullptr, block);
-    body(block, first, shaped(lease->output, count, out_cols), *lease);
+    const Tensor target = host_out.slice_rows(first, count);
+    const HostRows rows = rows_from(in, first, count);
+    if (backend_->reads_host_memory()) {
+      const std::shared_lock lock(model_mutex_);
+      body(input_block(rows, *scratch), target, *scratch);
+    } else {
+      const std::unique_lock lock(model_mutex_);  // the device works on one thing at a time
+      const Tensor out = shaped(scratch->output, count, target.cols, target.dtype);
+      body(input_block(rows, *scratch), out, *scratch);
+      backend_->read(out, target.data);
+    }
     backend_->poll();
   }
-  std::lock_guard lock(inference_mutex_);
-  inference_free_.push_back(std::move(lease));
+  const std::lock_guard lock(inference_mutex_);
+  inference_free_.push_back(std::move(scratch));
+}
+
+Tensor Engine::input_block(const HostRows& rows, const Inference& scratch) const {
+  if (usable_in_place(*backend_, rows, dtype_)) return in_place(rows, 0, rows.rows);
+  const Tensor staged = shaped(scratch.input, rows.rows, rows.cols);
+  backend_->gather(rows, nullptr, staged);
+  return staged;
 }
 
 void Engine::encode(const HostRows& x, void* code) const {
-  const std::int64_t cols = code_width();
-  infer(x, cols, [&](const Tensor& in, std::int64_t first, const Tensor&, Inference& scratch) {
-    const Tensor out = Tensor{code, x.rows, cols, cols, dtype_}.slice_rows(first, in.rows);
-    model_->encode(in, out, scratch.work);
-  });
+  infer(x, {code, x.rows, code_width(), code_width(), dtype_},
+        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+          model_->encode(in, out, scratch.work);
+        });
 }
 
 void Engine::decode(const HostRows& code, void* x) const {
-  infer(code, n_features_, [&](const Tensor& in, std::int64_t first, const Tensor&, Inference& scratch) {
-    const Tensor out = Tensor{x, code.rows, n_features_, n_features_, dtype_}.slice_rows(first, in.rows);
-    model_->decode(in, out, scratch.work);
-  });
+  infer(code, {x, code.rows, n_features_, n_features_, dtype_},
+        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+          model_->decode(in, out, scratch.work);
+        });
 }
 
 void Engine::reconstruct(const HostRows& x, void* output) const {
-  const std::int64_t cols = code_width();
-  infer(x, cols, [&](const Tensor& in, std::int64_t first, const Tensor& code, Inference& scratch) {
-    const Tensor out = Tensor{output, x.rows, n_features_, n_features_, dtype_}.slice_rows(first, in.rows);
-    model_->encode(in, code, scratch.work);
-    model_->decode(code, out, scratch.work);
-  });
+  infer(x, {output, x.rows, n_features_, n_features_, dtype_},
+        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+          const Tensor code = shaped(scratch.code, in.rows, code_width());
+          model_->encode(in, code, scratch.work);
+          model_->decode(code, out, scratch.work);
+        });
 }
 
 void Engine::score(const HostRows& x, double* losses) const {
-  infer(x, n_features_, [&](const Tensor& in, std::int64_t first, const Tensor& output, Inference& scratch) {
-    const Tensor rows = shaped(scratch.losses, in.rows, 1);
-    model_->score(in, output, rows, scratch.work);
-    backend_->read(rows, losses + first);
-    for (std::int64_t i = first; i < first + in.rows; ++i) losses[i] *= model_->loss_factor();
+  infer(x, {losses, x.rows, 1, 1, DType::f64}, [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+    model_->score(in, shaped(scratch.code, in.rows, n_features_), out, scratch.work);
   });
+  for (std::int64_t i = 0; i < x.rows; ++i) losses[i] *= model_->loss_factor();
 }
 
 std::vector<std::string> Engine::names() const {

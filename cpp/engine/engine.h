@@ -13,6 +13,11 @@
 
 namespace fastsae {
 
+// The parts of J; the gradient norm is 0 where no gradient was asked for.
+struct Cost : StepCost {
+  double loss() const { return reconstruction + penalty + decay; }
+};
+
 // Sums of the costs of steps, each weighted by its batch's total weight.
 struct Metrics {
   Cost sums;
@@ -25,8 +30,8 @@ class Engine {
  public:
   // `full_batch_rows`: rows of a full batch that are held in scratch at once; 0 chooses by a fixed cap in
   // bytes.
-  Engine(const ModelSpec& model, const OptimizerSpec& optimizer, const std::string& device,
-         std::int64_t full_batch_rows, Poll poll);
+  Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::unique_ptr<Backend> backend,
+         std::int64_t full_batch_rows);
   ~Engine();
 
   // J and its gradient, or J alone, over all rows at once. `weights` may be null.
@@ -65,7 +70,7 @@ class Engine {
 
   // Rows order[first .. first + count) of x, or x's own rows without an order.
   struct Rows {
-    const HostRows& x;
+    HostRows x;
     const double* weights;
     const std::int64_t* order;
     std::int64_t first, count;
@@ -73,17 +78,24 @@ class Engine {
     double total_weight() const;
   };
 
-  void training(std::int64_t rows);
+  void reserve(std::int64_t rows);
   Batch load(const Rows& rows, std::int64_t done, std::int64_t count);
-  Cost compute(const Rows& rows, double total, bool with_gradient);
+  // Sums J and, on demand, its gradient over the rows.
+  void compute(const Rows& rows, bool with_gradient);
   Cost full_batch(const HostRows& x, const double* weights, bool with_gradient);
-  void step(const Rows& rows);
+  void begin_step(const Rows& rows);
+  // Waits for the steps that were begun and counts them; raises if one was not finite.
+  void settle();
+  void write_scalars(double total, double rho_hat_decay, std::int64_t step);
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows) const;
+  std::unique_ptr<Inference> lease(std::int64_t rows) const;
+  Tensor input_block(const HostRows& rows, const Inference& scratch) const;
   template <class Body>
-  void infer(const HostRows& in, std::int64_t out_cols, const Body& body) const;
+  void infer(const HostRows& in, const Tensor& host_out, const Body& body) const;
 
   const DType dtype_;
+  const double rho_hat_decay_;  // 0 where no average moves
   const std::int64_t n_features_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
@@ -91,9 +103,13 @@ class Engine {
   Arena parameters_, gradients_, state_;
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
+  std::int64_t reservations_ = 0;
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;
+  Arena control_;
+  StepMemory memory_;
+  std::vector<Rows> in_flight_;  // steps begun and not yet settled
   std::int64_t steps_ = 0;
   Metrics metrics_;
 };

@@ -12,32 +12,6 @@ std::string step_name(const std::string& optimizer) {
   return optimizer == "adamw" ? AdamStep::name : optimizer;
 }
 
-template <class S>
-auto scalars_of(SgdStep, const OptimizerSpec& spec, std::int64_t, bool) {
-  return SgdStep::Scalars<S>{static_cast<S>(spec.learning_rate)};
-}
-
-template <class S, class Step>
-  requires(Step::moments == 1)
-auto scalars_of(Step, const OptimizerSpec& spec, std::int64_t, bool) {
-  return
-      typename Step::template Scalars<S>{static_cast<S>(spec.learning_rate), static_cast<S>(spec.momentum)};
-}
-
-template <class S>
-auto scalars_of(AdamStep, const OptimizerSpec& spec, std::int64_t step, bool decays) {
-  const double t = static_cast<double>(step);
-  const double decay = spec.name == "adamw" && decays ? spec.learning_rate * spec.weight_decay : 0.0;
-  return AdamStep::Scalars<S>{static_cast<S>(spec.learning_rate / (1 - std::pow(spec.beta1, t))),
-                              static_cast<S>(1 / std::sqrt(1 - std::pow(spec.beta2, t))),
-                              static_cast<S>(spec.beta1),
-                              static_cast<S>(1 - spec.beta1),
-                              static_cast<S>(spec.beta2),
-                              static_cast<S>(1 - spec.beta2),
-                              static_cast<S>(spec.epsilon),
-                              static_cast<S>(1 - decay)};
-}
-
 }  // namespace
 
 void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list) {
@@ -56,18 +30,31 @@ void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector
   }
 }
 
-void Optimizer::apply(const std::vector<Parameter>& parameters, std::int64_t step) {
+void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
+  const double t = static_cast<double>(step);
+  scalars.learning_rate = spec_.learning_rate;
+  scalars.adam_rate = spec_.learning_rate / (1 - std::pow(spec_.beta1, t));
+  scalars.root_correction = 1 / std::sqrt(1 - std::pow(spec_.beta2, t));
+}
+
+void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory& memory) {
   with_named<OptimizerSteps>("optimizer", step_name(spec_.name), [&](auto kind) {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Parameter& p = parameters[i];
       const auto [first, second] = moments_[i];
+      const double decay = spec_.name == "adamw" && p.decays ? spec_.weight_decay : 0.0;
+      const OptimizerConstants constants{spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
       with_scalar(p.value->dtype, [&](auto s) {
         using S = decltype(s);
         const auto moment = [](const Tensor* tensor) {
           return tensor != nullptr ? tensor->view<S>() : View<S>{};
         };
-        const Update<S, decltype(kind)> update{p.gradient->view<const S>(), moment(first), moment(second),
-                                               scalars_of<S>(kind, spec_, step, p.decays)};
+        const Update<S, decltype(kind)> update{p.gradient->view<const S>(),
+                                               moment(first),
+                                               moment(second),
+                                               constants,
+                                               memory.scalars,
+                                               memory.log};
         backend_.map(*p.value, as_kernel(update), {});
       });
     }

@@ -21,8 +21,9 @@ class Optimizer {
 
   // Moments named first_moment.NAME and second_moment.NAME, for as many as the optimiser has.
   void declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list);
-  // The update of step number `step`, which counts from 1.
-  void apply(const std::vector<Parameter>& parameters, std::int64_t step);
+  // What the update of step number `step`, which counts from 1, takes from the host.
+  void set_scalars(StepScalars& scalars, std::int64_t step) const;
+  void apply(const std::vector<Parameter>& parameters, const StepMemory& memory);
 
   double learning_rate() const { return spec_.learning_rate; }
   void set_learning_rate(double rate) { spec_.learning_rate = rate; }

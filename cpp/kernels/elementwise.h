@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
+#include "kernels/step.h"
 #include "math/activations.h"
 #include "math/optimizers.h"
 #include "math/penalties.h"
@@ -13,23 +14,24 @@ namespace fastsae {
 template <class S, class F>
 struct KlColumn {
   using Scalar = S;
+  static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 1;
   const double* sum_a;    // [cols] weighted sum of activations
   const double* rho_hat;  // [cols] previous mean
   double* next_rho_hat;   // [cols] committed by the optimiser step
-  double inverse_total;   // 1 / total weight
-  double decay;           // of the moving average; 0: the batch mean
+  const StepScalars* step;
   double rho, beta;
   FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
-    const double batch_mean = sum_a[col] * inverse_total;
+    const double batch_mean = sum_a[col] * step->inverse_total;
+    const double decay = step->rho_hat_decay;
     const double mean = decay > 0 ? decay * rho_hat[col] + (1 - decay) * batch_mean : batch_mean;
     const double width = F::high - F::low;
     const double margin = sizeof(S) == 4 ? 1e-7 : 1e-12;
     const double q = KlPenalty::clamp((mean - F::low) / width, margin);
     next_rho_hat[col] = mean;
     sum[0] = static_cast<S>(KlPenalty::value(rho, q));
-    return static_cast<S>(beta * inverse_total * KlPenalty::slope(rho, q) / width);
+    return static_cast<S>(beta * step->inverse_total * KlPenalty::slope(rho, q) / width);
   }
 };
 
@@ -37,6 +39,7 @@ struct KlColumn {
 template <class S>
 struct BiasGradient {
   using Scalar = S;
+  static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 1;
   const double* sum_delta;  // [cols]
@@ -51,11 +54,17 @@ struct BiasGradient {
 template <class S, class Step>
 struct Update {
   using Scalar = S;
+  static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
   View<const S> gradient;
   View<S> m, v;  // only as many as the optimiser has
-  typename Step::template Scalars<S> scalars;
+  OptimizerConstants constants;
+  const StepScalars* step;
+  const StepLog* log;
+  typename Step::template Scalars<S> scalars = {};
+  FS_HD void load() { scalars = Step::template at_step<S>(constants, *step); }
+  FS_HD bool idle() const { return log->failed != 0; }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S p, S*) const {
     const S g = gradient(row, col);
     S unused = S(0);
@@ -66,6 +75,51 @@ struct Update {
     else
       return Step::next(p, g, unused, unused, scalars);
   }
+};
+
+// Closes a step: scales its sums to the parts of J, and adds them to the log unless something is not finite.
+struct CloseStep {
+  using Scalar = double;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  const StepTotals* totals;
+  const StepScalars* step;
+  StepCost* cost;
+  StepLog* log;  // null outside of training
+  double loss_factor, half_decay;
+  FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
+    cost->reconstruction = loss_factor * step->inverse_total * totals->loss;
+    cost->penalty = step->inverse_total * totals->element_penalty + totals->kl;
+    cost->decay = half_decay * totals->squared_weights;
+    cost->gradient_norm = square_root(totals->squared_gradient);
+    if (log == nullptr || log->failed != 0) return z;
+    // The difference of a number with itself is 0 unless it is infinite or NaN.
+    const double all = cost->reconstruction + cost->penalty + cost->decay + cost->gradient_norm;
+    if (all - all != 0) {
+      log->failed = 1;
+      return z;
+    }
+    log->steps += 1;
+    log->weight += step->total;
+    log->sums.reconstruction += step->total * cost->reconstruction;
+    log->sums.penalty += step->total * cost->penalty;
+    log->sums.decay += step->total * cost->decay;
+    log->sums.gradient_norm += step->total * cost->gradient_norm;
+    return z;
+  }
+};
+
+// Makes a moving average permanent.
+struct KeepRhoHat {
+  using Scalar = double;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  const double* next;  // [cols]
+  const StepLog* log;
+  FS_HD bool idle() const { return log->failed != 0; }
+  FS_HD double operator()(std::int64_t, std::int64_t col, double, double*) const { return next[col]; }
 };
 
 }  // namespace fastsae

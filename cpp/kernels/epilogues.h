@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/kernel.h"
+#include "kernels/step.h"
 #include "math/activations.h"
 #include "math/losses.h"
 #include "math/penalties.h"
@@ -12,6 +13,7 @@ namespace fastsae {
 template <class S, class F>
 struct Infer {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
   const S* bias;  // [cols]
@@ -22,6 +24,7 @@ struct Infer {
 template <class S, class F, class P>
 struct Activate {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 2;
   const S* bias;    // [cols]
@@ -38,12 +41,16 @@ struct Activate {
 template <class S, class F, class L>
 struct OutputDelta {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 2;
   const S* bias;         // [cols]
   const S* weight;       // [rows]
   View<const S> target;  // [rows x cols]
-  S scale;               // loss factor / total weight
+  const StepScalars* step;
+  double factor;  // of the loss
+  S scale = 0;    // factor / total weight
+  FS_HD void load() { scale = static_cast<S>(factor * step->inverse_total); }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
     const S x = target(row, col);
     const S logit = z + bias[col];
@@ -59,6 +66,7 @@ struct OutputDelta {
 template <class S, class F, class L>
 struct RowLoss {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::row_sum;
   static constexpr int sums = 1;
   const S* bias;         // [cols]
@@ -76,12 +84,16 @@ struct RowLoss {
 template <class S, class F, class P>
 struct HiddenDelta {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 1;
   View<const S> activation;  // [rows x cols]
   const S* weight;           // [rows]
   const S* column;           // [cols] beta / total weight * dKL/d(mean activation)
-  S scale;                   // beta / total weight, of the elementwise penalty
+  const StepScalars* step;
+  double beta;  // of the elementwise penalty
+  S scale = 0;  // beta / total weight
+  FS_HD void load() { scale = static_cast<S>(beta * step->inverse_total); }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
     const S a = activation(row, col);
     const S sparsity = column[col] + scale * P::slope(a);
@@ -95,6 +107,7 @@ struct HiddenDelta {
 template <class S>
 struct DecayedGradient {
   using Scalar = S;
+  static constexpr bool epilogue = true;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 2;
   View<const S> weight;  // [rows x cols]

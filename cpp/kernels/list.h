@@ -44,7 +44,7 @@ using KernelsOf =
                     KlColumn<S, Sigmoid>, KlColumn<S, Tanh>, DecayedGradient<S>, BiasGradient<S>>,
            Apply<Update, S, OptimizerSteps>>;
 
-using KernelList = Concat<KernelsOf<float>, KernelsOf<double>>;
+using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat>>;
 
 template <class K>
 Kernel as_kernel(const K& k) {

@@ -1,11 +1,16 @@
 // One parameter's update from its gradient, in PyTorch's form. m and v are the running moments.
-// The host computes every scalar in double, 1 - beta included.
+// Every scalar is computed in double, 1 - beta included.
 #pragma once
 
 #include "core/type_list.h"
 #include "math/elementary.h"
 
 namespace fastsae {
+
+struct OptimizerConstants {
+  double momentum, beta1, beta2, epsilon;
+  double decoupled_decay;  // of AdamW, for this parameter
+};
 
 struct SgdStep {
   static constexpr const char* name = "sgd";
@@ -14,6 +19,10 @@ struct SgdStep {
   struct Scalars {
     S rate;
   };
+  template <class S, class Step>
+  FS_HD static Scalars<S> at_step(const OptimizerConstants&, const Step& step) {
+    return {static_cast<S>(step.learning_rate)};
+  }
   template <class S>
   FS_HD static S next(S p, S g, S&, S&, const Scalars<S>& c) {
     return p - c.rate * g;
@@ -27,6 +36,10 @@ struct MomentumStep {
   struct Scalars {
     S rate, momentum;
   };
+  template <class S, class Step>
+  FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
+    return {static_cast<S>(step.learning_rate), static_cast<S>(c.momentum)};
+  }
   template <class S>
   FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
     m = c.momentum * m + g;
@@ -41,6 +54,10 @@ struct NesterovStep {
   struct Scalars {
     S rate, momentum;
   };
+  template <class S, class Step>
+  FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
+    return {static_cast<S>(step.learning_rate), static_cast<S>(c.momentum)};
+  }
   template <class S>
   FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
     m = c.momentum * m + g;
@@ -58,6 +75,13 @@ struct AdamStep {
     S beta1, one_minus_beta1, beta2, one_minus_beta2, epsilon;
     S keep;  // 1 - learning rate * decoupled decay; 1 for Adam
   };
+  template <class S, class Step>
+  FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
+    return {static_cast<S>(step.adam_rate), static_cast<S>(step.root_correction),
+            static_cast<S>(c.beta1),        static_cast<S>(1 - c.beta1),
+            static_cast<S>(c.beta2),        static_cast<S>(1 - c.beta2),
+            static_cast<S>(c.epsilon),      static_cast<S>(1 - step.learning_rate * c.decoupled_decay)};
+  }
   template <class S>
   FS_HD static S next(S p, S g, S& m, S& v, const Scalars<S>& c) {
     m = c.beta1 * m + c.one_minus_beta1 * g;

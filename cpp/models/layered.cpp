@@ -3,11 +3,9 @@
 // One step, L layers, delta_l = dJ/dz_l:
 //   a_l     = f_l(a_{l-1} W_l' + b_l)            sums of a_l in the epilogue
 //   column  = beta/W dKL/d(mean a_l)             from those sums, h numbers
-//   delta_L = w/W dloss/dz_L                     in the epilogue of the last product; the output is never
-//   stored delta_l = (delta_{l+1} W_{l+1} + w column + w beta/W penalty') f'(a_l)     in the epilogue dW_l =
-//   delta_l' a_{l-1} + lambda W_l,   db_l = sum of delta_l
-#include <cmath>
-
+//   delta_L = w/W dloss/dz_L                     in the epilogue of the last product; the output is never stored
+//   delta_l = (delta_{l+1} W_{l+1} + w column + w beta/W penalty') f'(a_l)     in the epilogue
+//   dW_l    = delta_l' a_{l-1} + lambda W_l,   db_l = sum of delta_l
 #include "models/layers.h"
 
 namespace fastsae {
@@ -60,7 +58,6 @@ class Layered final : public Model {
       parameters_.push_back({layer.linear.bias, layer.linear.bias_gradient, false});
       if (layer.has_kl() && spec_.moving_rho_hat) {
         layer.rho_hat = &state.declare("rho_hat" + std::to_string(i + 1), 1, layer.spec.units, DType::f64);
-        rho_hat_started_ = &state.declare("rho_hat_started", 1, 1, DType::f64);
       }
     }
   }
@@ -84,8 +81,8 @@ class Layered final : public Model {
     }
   }
 
-  void begin(double total_weight, bool with_gradient, bool one_chunk) override {
-    inverse_total_ = 1 / total_weight;
+  void begin(const StepMemory& memory, bool with_gradient, bool one_chunk) override {
+    memory_ = memory;
     with_gradient_ = with_gradient;
     one_chunk_ = one_chunk;
     first_ = true;
@@ -105,15 +102,11 @@ class Layered final : public Model {
 
   void finish_means() override {
     first_ = true;
-    // The average moves from its first batch on; an evaluation takes the mean of the rows it is given.
-    const bool moves =
-        rho_hat_started_ != nullptr && with_gradient_ && backend_.total(*rho_hat_started_) != 0;
     for (Layer& layer : layers_) {
       if (!layer.has_kl()) continue;
       const Tensor& previous = layer.rho_hat != nullptr ? *layer.rho_hat : *layer.next_rho_hat;
-      const Kernel kernel =
-          layer.kernels.kl_column(*layer.sums, previous, *layer.next_rho_hat, inverse_total_,
-                                  moves ? spec_.rho_hat_decay : 0.0, layer.spec.rho, layer.spec.beta);
+      const Kernel kernel = layer.kernels.kl_column(*layer.sums, previous, *layer.next_rho_hat,
+                                                    memory_.scalars, layer.spec.rho, layer.spec.beta);
       backend_.map(*layer.column, kernel, {*layer.kl});
     }
   }
@@ -126,35 +119,36 @@ class Layered final : public Model {
     first_ = false;
   }
 
-  Cost cost() override {
-    Cost cost;
-    const Layer& last = layers_.back();
-    cost.reconstruction = loss_factor() * inverse_total_ * backend_.total(last.sums->slice_rows(1, 1));
-    for (const Layer& layer : layers_) {
-      if (!layer.has_penalty()) continue;
-      cost.penalty += layer.has_kl()
-                          ? layer.spec.beta * backend_.total(*layer.kl)
-                          : layer.spec.beta * inverse_total_ * backend_.total(layer.sums->slice_rows(1, 1));
-    }
-    double squared_norm = 0, squared_weights = 0;
+  void close(bool logged) override {
+    StepTotals* totals = memory_.as_totals();
+    backend_.fill(memory_.totals, 0);
+    backend_.add_total(layers_.back().sums->slice_rows(1, 1), 1, &totals->loss);
     for (Layer& layer : layers_) {
-      if (with_gradient_) squared_norm += backend_.total(*layer.bias_sums);
+      const double beta = layer.spec.beta;
+      if (layer.has_kl())
+        backend_.add_total(*layer.kl, beta, &totals->kl);
+      else if (layer.has_penalty())
+        backend_.add_total(layer.sums->slice_rows(1, 1), beta, &totals->element_penalty);
+      if (with_gradient_) backend_.add_total(*layer.bias_sums, 1, &totals->squared_gradient);
       if (layer.linear.tied()) continue;
-      if (!with_gradient_) backend_.map(*layer.linear.gradient, decayed(layer, 0), {*layer.weight_sums});
-      if (with_gradient_) squared_norm += backend_.total(layer.weight_sums->slice_rows(0, 1));
-      squared_weights += backend_.total(layer.weight_sums->slice_rows(1, 1));
+      if (with_gradient_)
+        backend_.add_total(layer.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient);
+      else
+        backend_.map(*layer.linear.gradient, decayed(layer, 0), {*layer.weight_sums});
+      backend_.add_total(layer.weight_sums->slice_rows(1, 1), 1, &totals->squared_weights);
     }
-    cost.decay = decay() / 2 * squared_weights;
-    cost.gradient_norm = std::sqrt(squared_norm);
-    return cost;
+    const CloseStep closing{totals,        memory_.scalars, memory_.cost, logged ? memory_.log : nullptr,
+                            loss_factor(), decay() / 2};
+    Tensor one = memory_.totals;
+    one.cols = 1;
+    backend_.map(one, as_kernel(closing), {});
   }
 
   void commit() override {
-    if (rho_hat_started_ == nullptr) return;
     for (Layer& layer : layers_) {
-      if (layer.rho_hat != nullptr) backend_.copy(*layer.rho_hat, *layer.next_rho_hat);
+      if (layer.rho_hat == nullptr) continue;
+      backend_.map(*layer.rho_hat, as_kernel(KeepRhoHat{layer.next_rho_hat->as<double>(), memory_.log}), {});
     }
-    backend_.fill(*rho_hat_started_, 1);
   }
 
   const std::vector<Parameter>& parameters() const override { return parameters_; }
@@ -219,7 +213,7 @@ class Layered final : public Model {
   void forward_output(const Batch& batch) {
     Layer& layer = layers_.back();
     const Kernel kernel =
-        output_.delta(*layer.linear.bias, batch.weight, batch.x, loss_factor() * inverse_total_);
+        output_.delta(*layer.linear.bias, batch.weight, batch.x, memory_.scalars, loss_factor());
     layer.linear.forward(backend_, input_of(layers_.size() - 1, batch), rows_of(layer.delta, batch), kernel,
                          {*layer.sums, !first_});
   }
@@ -238,7 +232,7 @@ class Layered final : public Model {
         Layer& previous = layers_[i - 1];
         const Kernel kernel =
             previous.kernels.delta(rows_of(previous.activation, batch), batch.weight, *previous.column,
-                                   previous.has_penalty() ? previous.spec.beta * inverse_total_ : 0.0);
+                                   memory_.scalars, previous.has_penalty() ? previous.spec.beta : 0.0);
         layer.linear.backward(backend_, delta, rows_of(previous.delta, batch), kernel,
                               {*previous.delta_sums, !first_});
       }
@@ -276,8 +270,7 @@ class Layered final : public Model {
   std::vector<Layer> layers_;
   OutputKernels output_{};
   std::vector<Parameter> parameters_;
-  Tensor* rho_hat_started_ = nullptr;
-  double inverse_total_ = 0;
+  StepMemory memory_;
   bool with_gradient_ = false, one_chunk_ = true, first_ = true;
 };
 

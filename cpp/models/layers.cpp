@@ -16,22 +16,23 @@ Kernel activate(const Tensor& bias, const Tensor& weight) {
 }
 
 template <class S, class F, class P>
-Kernel hidden_delta(const Tensor& activation, const Tensor& weight, const Tensor& column, double scale) {
-  return as_kernel(HiddenDelta<S, F, P>{activation.view<const S>(), weight.as<S>(), column.as<S>(),
-                                        static_cast<S>(scale)});
+Kernel hidden_delta(const Tensor& activation, const Tensor& weight, const Tensor& column,
+                    const StepScalars* step, double beta) {
+  return as_kernel(
+      HiddenDelta<S, F, P>{activation.view<const S>(), weight.as<S>(), column.as<S>(), step, beta});
 }
 
 template <class S, class F>
-Kernel kl_column(const Tensor& sums, const Tensor& rho_hat, const Tensor& next_rho_hat, double inverse_total,
-                 double decay, double rho, double beta) {
-  return as_kernel(KlColumn<S, F>{sums.as<double>(), rho_hat.as<double>(), next_rho_hat.as<double>(),
-                                  inverse_total, decay, rho, beta});
+Kernel kl_column(const Tensor& sums, const Tensor& rho_hat, const Tensor& next_rho_hat,
+                 const StepScalars* step, double rho, double beta) {
+  return as_kernel(
+      KlColumn<S, F>{sums.as<double>(), rho_hat.as<double>(), next_rho_hat.as<double>(), step, rho, beta});
 }
 
 template <class S, class F, class L>
-Kernel output_delta(const Tensor& bias, const Tensor& weight, const Tensor& target, double scale) {
-  return as_kernel(
-      OutputDelta<S, F, L>{bias.as<S>(), weight.as<S>(), target.view<const S>(), static_cast<S>(scale)});
+Kernel output_delta(const Tensor& bias, const Tensor& weight, const Tensor& target, const StepScalars* step,
+                    double factor) {
+  return as_kernel(OutputDelta<S, F, L>{bias.as<S>(), weight.as<S>(), target.view<const S>(), step, factor});
 }
 
 template <class S, class F, class L>

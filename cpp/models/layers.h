@@ -15,15 +15,17 @@ namespace fastsae {
 struct LayerKernels {
   Kernel (*infer)(const Tensor& bias);
   Kernel (*activate)(const Tensor& bias, const Tensor& weight);
-  Kernel (*delta)(const Tensor& activation, const Tensor& weight, const Tensor& column, double scale);
+  Kernel (*delta)(const Tensor& activation, const Tensor& weight, const Tensor& column,
+                  const StepScalars* step, double beta);
   // null unless the activation is bounded
   Kernel (*kl_column)(const Tensor& sums, const Tensor& rho_hat, const Tensor& next_rho_hat,
-                      double inverse_total, double decay, double rho, double beta);
+                      const StepScalars* step, double rho, double beta);
 };
 LayerKernels choose_layer_kernels(DType dtype, const std::string& activation, const std::string& penalty);
 
 struct OutputKernels {
-  Kernel (*delta)(const Tensor& bias, const Tensor& weight, const Tensor& target, double scale);
+  Kernel (*delta)(const Tensor& bias, const Tensor& weight, const Tensor& target, const StepScalars* step,
+                  double factor);
   Kernel (*row_loss)(const Tensor& bias, const Tensor& target);
 };
 OutputKernels choose_output_kernels(DType dtype, const std::string& activation, const std::string& loss);

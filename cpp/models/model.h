@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "kernels/step.h"
 
 namespace fastsae {
 
@@ -30,18 +31,20 @@ struct ModelSpec {
   DType dtype;
 };
 
-// The parts of J.
-struct Cost {
-  double reconstruction = 0, penalty = 0, decay = 0;
-  double gradient_norm = 0;  // 0 where no gradient was asked for
-  double loss() const { return reconstruction + penalty + decay; }
-};
-
 // Rows on the device with their weights.
 struct Batch {
   Tensor x;       // [rows x n_features]
   Tensor weight;  // [1 x rows]
   std::int64_t rows() const { return x.rows; }
+};
+
+// Where a step's scalars and outcome are, on the device.
+struct StepMemory {
+  StepScalars* scalars = nullptr;
+  Tensor totals;  // StepTotals, as [1 x 5] doubles
+  StepCost* cost = nullptr;
+  StepLog* log = nullptr;
+  StepTotals* as_totals() const { return static_cast<StepTotals*>(totals.data); }
 };
 
 struct Parameter {
@@ -60,15 +63,15 @@ class Model {
   virtual void declare_scratch(Arena& scratch, std::int64_t rows) = 0;
 
   // J and its gradient are computed in chunks of rows that share the means of the whole batch:
-  //   begin(total weight); needs_means(): accumulate_means(chunk)...; finish_means();
-  //   accumulate_gradient(chunk, last)...; cost().
-  // With one chunk accumulate_gradient does all of it in one forward pass.
-  virtual void begin(double total_weight, bool with_gradient, bool one_chunk) = 0;
+  //   begin(); needs_means(): accumulate_means(chunk)...; finish_means(); accumulate(chunk, last)...; close().
+  // With one chunk accumulate() does all of it in one forward pass. Nothing here reads or waits for the device.
+  virtual void begin(const StepMemory& memory, bool with_gradient, bool one_chunk) = 0;
   virtual bool needs_means() const = 0;
   virtual void accumulate_means(const Batch& batch) = 0;
   virtual void finish_means() = 0;
   virtual void accumulate(const Batch& batch, bool last) = 0;
-  virtual Cost cost() = 0;
+  // Sums up the parts of J; a step is also logged.
+  virtual void close(bool logged) = 0;
   // Makes the moving averages of the last gradient permanent.
   virtual void commit() = 0;
 

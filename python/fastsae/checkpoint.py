@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
+from fastsae._core import DeviceError
 from fastsae.config import Config, check_integer
 from fastsae.engine import Engine
 from fastsae.trainer import TrainerState
@@ -180,7 +181,7 @@ def _restore(header: _Header, file: Any) -> SparseAutoencoder:
         estimator = ESTIMATORS[name](**header.json("parameters", dict))
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
-    engine = Engine(config, "auto" if estimator.device not in ("auto", "cpu") else estimator.device)
+    engine = _engine_here(config, estimator)
     stored = set(file.keys())
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
@@ -204,6 +205,15 @@ def _restore(header: _Header, file: Any) -> SparseAutoencoder:
             raise ValueError("its feature names do not fit the model")
         estimator.feature_names_in_ = np.asarray(feature_names, dtype=object)
     return estimator
+
+
+def _engine_here(config: Config, estimator: SparseAutoencoder) -> Engine:
+    """An engine on the estimator's device; a model of a GPU that is not here goes to another device."""
+    try:
+        return Engine(config, estimator.device)
+    except DeviceError:
+        estimator.device = "auto"
+        return Engine(config)
 
 
 def _check_shapes(config: Config, file: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae.config import Config, check_choice, check_integer, check_real
+from fastsae.config import Config, check_integer, check_real
 
 Array = NDArray[Any]
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def get_num_threads() -> int:
@@ -35,6 +35,22 @@ def set_num_threads(count: int) -> None:
     """
     check_integer("count", count, 1, 1024)
     _core.set_num_threads(int(count))
+
+
+def devices() -> list[str]:
+    """What `device` can be here: ``"cpu"``, and ``"cuda:0"``, ... for each usable GPU."""
+    return _core.devices()
+
+
+def cuda_unavailable_reason() -> str | None:
+    """Why there is no CUDA device: no backend in this build, no driver, no GPU; None where there is one."""
+    return _core.cuda_unavailable_reason() or None
+
+
+def check_device(device: object) -> None:
+    """Raise ValueError unless `device` can be the name of a device, here or elsewhere."""
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
+        raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
 
 
 def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other: str = "float32") -> Array:
@@ -113,7 +129,7 @@ class Engine:
     ----------
     config : Config
         The model and its optimiser.
-    device : {"auto", "cpu"}
+    device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the memory is and the arithmetic runs.
     full_batch_rows : int, default 0
         Rows whose activations are held at once; a larger batch is computed in chunks that share its mean
@@ -127,7 +143,7 @@ class Engine:
 
     def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
-        check_choice("device", device, DEVICES)
+        check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
         self.config = config
         self.device = device

@@ -82,7 +82,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         First weights.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
-    device : {"auto", "cpu"}
+    device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to compute.
     random_state : int, RandomState or None
         Seed of the first weights, the row orders and the validation split.

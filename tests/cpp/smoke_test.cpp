@@ -114,9 +114,12 @@ struct Fixture {
     return rows;
   }();
   int polls_left = -1;  // cancels when it reaches 0
-  Engine engine{model_spec(dtype_of<S>), kAdam, "cpu", 0, [this] {
-                  if (polls_left >= 0 && polls_left-- == 0) throw Cancelled();
-                }};
+  Engine engine{model_spec(dtype_of<S>), kAdam,
+                make_backend("cpu",
+                             [this] {
+                               if (polls_left >= 0 && polls_left-- == 0) throw Cancelled();
+                             }),
+                0};
 };
 
 void pool_runs_every_task() {

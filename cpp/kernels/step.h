@@ -1,0 +1,35 @@
+// What changes from one step to the next, in device memory: a step that was recorded once can be replayed, and no
+// step waits for the host.
+#pragma once
+
+namespace fastsae {
+
+// Written by the host before a step.
+struct StepScalars {
+  double inverse_total;  // 1 / total weight of the batch
+  double rho_hat_decay;  // of the moving average; 0: take the batch mean
+  double learning_rate;
+  double adam_rate;        // learning rate / (1 - beta1^t)
+  double root_correction;  // 1 / sqrt(1 - beta2^t)
+  double total;            // total weight of the batch
+};
+
+// Sums over a step's tensors, before they are scaled.
+struct StepTotals {
+  double loss, element_penalty, kl, squared_weights, squared_gradient;
+};
+
+// The parts of J, as of the last batch.
+struct StepCost {
+  double reconstruction = 0, penalty = 0, decay = 0, gradient_norm = 0;
+};
+
+// What the steps since the last reset left behind. Once one has failed, updates do nothing.
+struct StepLog {
+  double failed;  // 0 or 1
+  double steps;   // that were good
+  double weight;  // of their rows
+  StepCost sums;  // each step counts with its weight
+};
+
+}  // namespace fastsae

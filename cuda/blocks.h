@@ -1,0 +1,244 @@
+// The algorithms of one thread block, without a word of CUDA: passes over a tile, and a tile of a product.
+//
+// Sums never use atomics: a block sums its tile in a fixed order and writes partial sums; add_parts adds those of
+// all blocks in block order.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor.h"
+#include "kernels/kernel.h"
+#include "team.h"
+
+namespace fastsae::cuda {
+
+struct Tile {
+  std::int64_t row, col;    // of its first element
+  std::int64_t rows, cols;  // of the whole matrix
+};
+
+template <class K>
+FS_HD void fetch(K& kernel) {
+  if constexpr (requires { kernel.load(); }) kernel.load();
+}
+
+template <class K>
+FS_HD bool idle(const K& kernel) {
+  if constexpr (requires { kernel.idle(); })
+    return kernel.idle();
+  else
+    return false;
+}
+
+struct NoState {};
+
+// A pass that sums columns, or sums nothing: 256 members, 32 columns x 8 lanes, each lane every 8th row.
+struct MapShape {
+  static constexpr int cols = 32, lanes = 8, members = cols * lanes, rows = 256;
+};
+
+template <class K>
+struct MapShared {
+  typename K::Scalar part[K::sums > 0 ? K::sums : 1][MapShape::lanes][MapShape::cols];
+};
+
+// `partial` gets this block's sums: [sums x all columns] doubles of its row of blocks.
+template <class K, class Team, class S = typename K::Scalar>
+FS_HD void map_block(Team& team, K kernel, View<S> out, Tile tile, MapShared<K>& shared, double* partial) {
+  constexpr int kSums = K::sums > 0 ? K::sums : 1;
+  fetch(kernel);
+  if (idle(kernel)) return;
+  team.phase([&](int member, NoState&) {
+    const int lane = member / MapShape::cols;
+    const std::int64_t col = tile.col + member % MapShape::cols;
+    S sum[kSums] = {};
+    if (col < tile.cols) {
+      for (int i = lane; i < MapShape::rows && tile.row + i < tile.rows; i += MapShape::lanes) {
+        const std::int64_t row = tile.row + i;
+        S summand[kSums] = {};
+        out(row, col) = kernel(row, col, out(row, col), summand);
+        FS_UNROLL
+        for (int k = 0; k < K::sums; ++k) sum[k] += summand[k];
+      }
+    }
+    FS_UNROLL
+    for (int k = 0; k < K::sums; ++k) shared.part[k][lane][member % MapShape::cols] = sum[k];
+  });
+  if (K::sums == 0 || partial == nullptr) return;
+  team.phase([&](int member, NoState&) {
+    const std::int64_t col = tile.col + member;
+    if (member >= MapShape::cols || col >= tile.cols) return;
+    FS_UNROLL
+    for (int k = 0; k < K::sums; ++k) {
+      double sum = 0;
+      for (int lane = 0; lane < MapShape::lanes; ++lane)
+        sum += static_cast<double>(shared.part[k][lane][member]);
+      partial[k * tile.cols + col] = sum;
+    }
+  });
+}
+
+// A pass that sums rows: 256 members, 8 rows x 32 lanes, each lane every 32nd column.
+struct RowShape {
+  static constexpr int rows = 8, lanes = 32, members = rows * lanes;
+};
+
+template <class K>
+struct RowShared {
+  typename K::Scalar part[RowShape::rows][RowShape::lanes];
+};
+
+template <class K, class Team, class S = typename K::Scalar>
+FS_HD void row_block(Team& team, K kernel, View<S> out, Tile tile, RowShared<K>& shared, double* sums) {
+  static_assert(K::sums == 1);
+  fetch(kernel);
+  team.phase([&](int member, NoState&) {
+    const int lane = member % RowShape::lanes;
+    const std::int64_t row = tile.row + member / RowShape::lanes;
+    S sum = 0;
+    if (row < tile.rows) {
+      for (std::int64_t col = lane; col < tile.cols; col += RowShape::lanes) {
+        S summand;
+        out(row, col) = kernel(row, col, out(row, col), &summand);
+        sum += summand;
+      }
+    }
+    shared.part[member / RowShape::lanes][lane] = sum;
+  });
+  team.phase([&](int member, NoState&) {
+    if (member >= RowShape::rows || tile.row + member >= tile.rows) return;
+    double sum = 0;
+    for (int lane = 0; lane < RowShape::lanes; ++lane) sum += static_cast<double>(shared.part[member][lane]);
+    sums[tile.row + member] = sum;
+  });
+}
+
+// A factor of a product by its two strides: element (i, k) is data[i * outer + k * inner].
+template <class S>
+struct Strided {
+  const S* data;
+  std::int64_t outer, inner;
+};
+
+// A 64 x 64 tile of a product: 256 members, 4 x 4 outputs each, the inner dimension in slabs of 16.
+struct ProductShape {
+  static constexpr int tile = 64, slab = 16, each = 4, side = tile / each, members = side * side;
+};
+
+template <class S>
+struct ProductState {
+  S sum[ProductShape::each][ProductShape::each];
+};
+
+template <class K, class S = typename K::Scalar>
+struct ProductShared {
+  S a[ProductShape::slab][ProductShape::tile + 1];
+  S b[ProductShape::slab][ProductShape::tile + 1];
+  S part[K::sums > 0 ? K::sums : 1][ProductShape::side][ProductShape::tile];
+};
+
+// Stages factor elements [first, first + 64) x [k0, k0 + 16): neighbours in memory go to neighbouring members.
+template <class S>
+FS_HD void stage(int member, const Strided<S>& factor, std::int64_t first, std::int64_t count,
+                 std::int64_t k0, std::int64_t inner, S (&to)[ProductShape::slab][ProductShape::tile + 1]) {
+  for (int i = member; i < ProductShape::tile * ProductShape::slab; i += ProductShape::members) {
+    const int k = factor.inner == 1 ? i % ProductShape::slab : i / ProductShape::tile;
+    const int j = factor.inner == 1 ? i / ProductShape::slab : i % ProductShape::tile;
+    const bool inside = first + j < count && k0 + k < inner;
+    to[k][j] = inside ? factor.data[(first + j) * factor.outer + (k0 + k) * factor.inner] : S(0);
+  }
+}
+
+// out = A B (+ out), then the kernel on each element while it is in a register.
+template <class K, class Team, class S = typename K::Scalar>
+FS_HD void product_block(Team& team, K kernel, Strided<S> a, Strided<S> b, std::int64_t inner,
+                         bool accumulate, View<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
+  using Shape = ProductShape;
+  fetch(kernel);
+  for (std::int64_t k0 = 0; k0 < inner; k0 += Shape::slab) {
+    team.phase([&](int member, ProductState<S>&) {
+      stage(member, a, tile.row, tile.rows, k0, inner, shared.a);
+      stage(member, b, tile.col, tile.cols, k0, inner, shared.b);
+    });
+    team.phase([&](int member, ProductState<S>& state) {
+      const int r = member / Shape::side, c = member % Shape::side;
+      FS_UNROLL
+      for (int k = 0; k < Shape::slab; ++k) {
+        FS_UNROLL
+        for (int i = 0; i < Shape::each; ++i) {
+          FS_UNROLL
+          for (int j = 0; j < Shape::each; ++j) {
+            state.sum[i][j] += shared.a[k][r + i * Shape::side] * shared.b[k][c + j * Shape::side];
+          }
+        }
+      }
+    });
+  }
+  team.phase([&](int member, ProductState<S>& state) {
+    const int r = member / Shape::side, c = member % Shape::side;
+    FS_UNROLL
+    for (int j = 0; j < Shape::each; ++j) {
+      const int local = c + j * Shape::side;
+      const std::int64_t col = tile.col + local;
+      S sum[K::sums > 0 ? K::sums : 1] = {};
+      FS_UNROLL
+      for (int i = 0; i < Shape::each; ++i) {
+        const std::int64_t row = tile.row + r + i * Shape::side;
+        if (row >= tile.rows || col >= tile.cols) continue;
+        S summand[K::sums > 0 ? K::sums : 1] = {};
+        const S z = state.sum[i][j] + (accumulate ? out(row, col) : S(0));
+        out(row, col) = kernel(row, col, z, summand);
+        FS_UNROLL
+        for (int k = 0; k < K::sums; ++k) sum[k] += summand[k];
+      }
+      FS_UNROLL
+      for (int k = 0; k < K::sums; ++k) shared.part[k][r][local] = sum[k];
+    }
+  });
+  if (K::sums == 0 || partial == nullptr) return;
+  team.phase([&](int member, ProductState<S>&) {
+    const std::int64_t col = tile.col + member;
+    if (member >= Shape::tile || col >= tile.cols) return;
+    FS_UNROLL
+    for (int k = 0; k < K::sums; ++k) {
+      double sum = 0;
+      for (int r = 0; r < Shape::side; ++r) sum += static_cast<double>(shared.part[k][r][member]);
+      partial[k * tile.cols + col] = sum;
+    }
+  });
+}
+
+// into[i] = (into[i] +) the sum of `parts` partial sums that lie `stride` apart, in their order.
+FS_HD void add_parts(std::int64_t i, const double* partial, std::int64_t parts, std::int64_t stride,
+                     bool accumulate, double* into) {
+  double sum = accumulate ? into[i] : 0.0;
+  for (std::int64_t part = 0; part < parts; ++part) sum += partial[part * stride + i];
+  into[i] = sum;
+}
+
+// The sum of n doubles: 256 members, each every 256th, then in member order.
+struct TotalShape {
+  static constexpr int members = 256;
+};
+
+struct TotalShared {
+  double part[TotalShape::members];
+};
+
+template <class Team>
+FS_HD void total_block(Team& team, View<const double> of, std::int64_t rows, std::int64_t cols, double scale,
+                       TotalShared& shared, double* to) {
+  team.phase([&](int member, NoState&) {
+    double sum = 0;
+    for (std::int64_t i = member; i < rows * cols; i += TotalShape::members) sum += of(i / cols, i % cols);
+    shared.part[member] = sum;
+  });
+  team.phase([&](int member, NoState&) {
+    if (member != 0) return;
+    double sum = 0;
+    for (const double part : shared.part) sum += part;
+    *to += scale * sum;
+  });
+}
+
+}  // namespace fastsae::cuda

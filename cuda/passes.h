@@ -1,0 +1,24 @@
+// The compiled device passes, one for each kernel of the list.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "backend/backend.h"
+#include "kernels/kernel.h"
+
+namespace fastsae::cuda {
+
+// The kernel on each element of out. `partial` has room for partial_doubles(); sums are complete when it returns.
+void launch_map(const Kernel& kernel, Tensor out, Sums sums, double* partial, cudaStream_t stream);
+// out = A B (+ out), then the kernel (or nothing).
+void launch_product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums,
+                    double* partial, cudaStream_t stream);
+// Whether the list of products has this kernel; others are a product and then a pass.
+bool has_product(const Kernel* kernel);
+// Doubles of scratch that the sums of a pass or a product over `out` need.
+std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
+
+void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t stream);
+void launch_fill(const Tensor& to, double value, cudaStream_t stream);
+
+}  // namespace fastsae::cuda

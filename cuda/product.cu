@@ -1,0 +1,109 @@
+// Our own product with the kernel in its epilogue.
+#include <array>
+#include <cstring>
+
+#include "kernels/list.h"
+#include "parts.cuh"
+#include "passes.h"
+
+namespace fastsae::cuda {
+namespace {
+
+// The epilogue of a product that has none.
+template <class S>
+struct Keep {
+  using Scalar = S;
+  static constexpr int sums = 0;
+  FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
+};
+
+template <class K, class S = typename K::Scalar>
+__global__ void __launch_bounds__(ProductShape::members)
+    product_kernel(K kernel, Strided<S> a, Strided<S> b, std::int64_t inner, bool accumulate, View<S> out,
+                   std::int64_t rows, std::int64_t cols, double* partial) {
+  __shared__ ProductShared<K> shared;
+  BlockTeam<ProductState<S>> team;
+  const Tile tile{std::int64_t{blockIdx.y} * ProductShape::tile,
+                  std::int64_t{blockIdx.x} * ProductShape::tile, rows, cols};
+  double* own = partial == nullptr ? nullptr : partial + std::int64_t{blockIdx.y} * K::sums * cols;
+  product_block(team, kernel, a, b, inner, accumulate, out, tile, shared, own);
+}
+
+struct Arguments {
+  const Factor& a;
+  const Factor& b;
+  const Tensor& out;
+  bool accumulate;
+  double* partial;
+  cudaStream_t stream;
+};
+
+// Element (i, k) of the left factor, or (j, k) of the right one.
+template <class S>
+Strided<S> strided(const Factor& factor, bool left) {
+  const bool outer_is_row = left != factor.transposed;
+  return {factor.tensor.as<S>(), outer_is_row ? factor.tensor.stride : 1,
+          outer_is_row ? 1 : factor.tensor.stride};
+}
+
+template <class K>
+void launch_with(const K& kernel, const Arguments& x) {
+  using S = typename K::Scalar;
+  const dim3 grid(blocks_of(x.out.cols, ProductShape::tile), blocks_of(x.out.rows, ProductShape::tile));
+  product_kernel<K><<<grid, ProductShape::members, 0, x.stream>>>(
+      kernel, strided<S>(x.a, true), strided<S>(x.b, false), x.a.cols(), x.accumulate, x.out.view<S>(),
+      x.out.rows, x.out.cols, x.partial);
+  FS_CUDA(cudaGetLastError());
+}
+
+using Launch = void (*)(const std::byte*, const Arguments&);
+
+template <class K>
+void launch_one(const std::byte* bytes, const Arguments& arguments) {
+  K kernel;
+  std::memcpy(&kernel, bytes, sizeof(K));
+  launch_with(kernel, arguments);
+}
+
+// Elementwise passes never end a product, and row sums are left to the pass: null there.
+template <class K>
+constexpr Launch product_of() {
+  if constexpr (K::epilogue && K::pass != Pass::row_sum)
+    return launch_one<K>;
+  else
+    return nullptr;
+}
+
+template <class List>
+struct Table;
+template <class... Ks>
+struct Table<TypeList<Ks...>> {
+  static constexpr std::array<Launch, sizeof...(Ks)> launch{product_of<Ks>()...};
+};
+
+}  // namespace
+
+bool has_product(const Kernel* kernel) {
+  return kernel == nullptr || Table<KernelList>::launch[kernel->index] != nullptr;
+}
+
+void launch_product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums,
+                    double* partial, cudaStream_t stream) {
+  const bool columns = kernel != nullptr && kernel->pass == Pass::col_sum && sums.into.exists();
+  const Arguments arguments{a, b, out, accumulate, columns ? partial : nullptr, stream};
+  if (kernel == nullptr)
+    with_scalar(out.dtype, [&](auto s) { launch_with(Keep<decltype(s)>{}, arguments); });
+  else
+    Table<KernelList>::launch[kernel->index](kernel->bytes, arguments);
+  if (columns) {
+    launch_add_parts(partial, blocks_of(out.rows, ProductShape::tile), kernel->sums * out.cols, sums, stream);
+  }
+}
+
+std::size_t partial_doubles(const Kernel* kernel, const Tensor& out) {
+  if (kernel == nullptr || kernel->pass != Pass::col_sum) return 0;
+  // The product's tiles are shorter than the pass's, so it has more parts.
+  return static_cast<std::size_t>(blocks_of(out.rows, ProductShape::tile)) * kernel->sums * out.cols;
+}
+
+}  // namespace fastsae::cuda

@@ -1,0 +1,320 @@
+// The block algorithms of the CUDA backend, played by one thread: whole trainings through them must give what the
+// CPU backend gives. The device of this test also reads nothing between steps, as a GPU.
+#include "blocks.h"
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/error.h"
+#include "engine/engine.h"
+#include "kernels/list.h"
+
+namespace {
+
+using namespace fastsae;
+using namespace fastsae::cuda;
+
+constexpr std::int64_t kStepsInFlight = 4;
+
+std::int64_t blocks_of(std::int64_t items, std::int64_t per_block) {
+  return (items + per_block - 1) / per_block;
+}
+
+// The partial sums of a grid, and their addition in block order.
+struct Partials {
+  std::vector<double> values;
+  double* of(std::int64_t block, std::int64_t count) { return values.data() + block * count; }
+  void add(std::int64_t parts, std::int64_t count, const Sums& sums) const {
+    for (std::int64_t i = 0; i < count; ++i) {
+      add_parts(i, values.data(), parts, count, sums.accumulate, sums.into.as<double>());
+    }
+  }
+};
+
+template <class K>
+void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
+  using S = typename K::Scalar;
+  K kernel;
+  std::memcpy(&kernel, bytes, sizeof(K));
+  if constexpr (K::pass == Pass::row_sum) {
+    for (std::int64_t row = 0; row < out.rows; row += RowShape::rows) {
+      SerialTeam<NoState> team(RowShape::members);
+      RowShared<K> shared;
+      row_block(team, kernel, out.view<S>(), Tile{row, 0, out.rows, out.cols}, shared,
+                sums.into.as<double>());
+    }
+  } else {
+    const std::int64_t parts = blocks_of(out.rows, MapShape::rows), count = K::sums * out.cols;
+    Partials partial{std::vector<double>(static_cast<std::size_t>(parts * count))};
+    const bool summing = K::sums > 0 && sums.into.exists();
+    for (std::int64_t part = 0; part < parts; ++part) {
+      for (std::int64_t col = 0; col < out.cols; col += MapShape::cols) {
+        SerialTeam<NoState> team(MapShape::members);
+        MapShared<K> shared;
+        map_block(team, kernel, out.view<S>(), Tile{part * MapShape::rows, col, out.rows, out.cols}, shared,
+                  summing ? partial.of(part, count) : nullptr);
+      }
+    }
+    if (summing) partial.add(parts, count, sums);
+  }
+}
+
+template <class S>
+Strided<S> strided(const Factor& factor, bool left) {
+  const bool outer_is_row = left != factor.transposed;
+  return {factor.tensor.as<S>(), outer_is_row ? factor.tensor.stride : 1,
+          outer_is_row ? 1 : factor.tensor.stride};
+}
+
+template <class K>
+void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
+                  Sums sums) {
+  using S = typename K::Scalar;
+  const std::int64_t parts = blocks_of(out.rows, ProductShape::tile), count = K::sums * out.cols;
+  Partials partial{std::vector<double>(static_cast<std::size_t>(parts * count))};
+  const bool summing = K::sums > 0 && sums.into.exists();
+  for (std::int64_t part = 0; part < parts; ++part) {
+    for (std::int64_t col = 0; col < out.cols; col += ProductShape::tile) {
+      SerialTeam<ProductState<S>> team(ProductShape::members);
+      ProductShared<K> shared;
+      product_block(team, kernel, strided<S>(a, true), strided<S>(b, false), a.cols(), accumulate,
+                    out.view<S>(), Tile{part * ProductShape::tile, col, out.rows, out.cols}, shared,
+                    summing ? partial.of(part, count) : nullptr);
+    }
+  }
+  if (summing) partial.add(parts, count, sums);
+}
+
+template <class S>
+struct Keep {
+  using Scalar = S;
+  static constexpr int sums = 0;
+  S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
+};
+
+using Map = void (*)(const std::byte*, const Tensor&, Sums);
+using Product = void (*)(const std::byte*, const Factor&, const Factor&, const Tensor&, bool, Sums);
+
+template <class K>
+constexpr Product product_of() {
+  if constexpr (K::epilogue && K::pass != Pass::row_sum) {
+    return [](const std::byte* bytes, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
+              Sums sums) {
+      K kernel;
+      std::memcpy(&kernel, bytes, sizeof(K));
+      product_grid(kernel, a, b, out, accumulate, sums);
+    };
+  } else {
+    return nullptr;
+  }
+}
+
+template <class List>
+struct Table;
+template <class... Ks>
+struct Table<TypeList<Ks...>> {
+  static constexpr std::array<Map, sizeof...(Ks)> map{map_grid<Ks>...};
+  static constexpr std::array<Product, sizeof...(Ks)> product{product_of<Ks>()...};
+};
+
+class SerialDevice final : public Backend {
+ public:
+  bool reads_host_memory() const override { return false; }
+  Memory allocate(std::size_t bytes) override {
+    return Memory(std::calloc(bytes + 1, 1), [](void* p) { std::free(p); });
+  }
+  void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
+    const Product fused = kernel == nullptr ? nullptr : Table<KernelList>::product[kernel->index];
+    if (fused != nullptr) return fused(kernel->bytes, a, b, out, accumulate, sums);
+    with_scalar(out.dtype, [&](auto s) { product_grid(Keep<decltype(s)>{}, a, b, out, accumulate, {}); });
+    if (kernel != nullptr) map(out, *kernel, sums);
+  }
+  void map(Tensor out, const Kernel& kernel, Sums sums) override {
+    Table<KernelList>::map[kernel.index](kernel.bytes, out, sums);
+  }
+  void copy(Tensor to, Tensor from) override {
+    for (std::int64_t row = 0; row < from.rows; ++row) {
+      std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
+    }
+  }
+  void fill(Tensor to, double value) override {
+    with_scalar(to.dtype, [&](auto s) {
+      using S = decltype(s);
+      for (std::int64_t row = 0; row < to.rows; ++row) {
+        for (std::int64_t col = 0; col < to.cols; ++col) to.view<S>()(row, col) = static_cast<S>(value);
+      }
+    });
+  }
+  void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
+    FS_REQUIRE(source.dtype == out.dtype, "this test converts nothing");
+    for (std::int64_t row = 0; row < out.rows; ++row) {
+      std::memcpy(out.slice_rows(row, 1).data, source.row(order == nullptr ? row : order[row]),
+                  out.row_bytes());
+    }
+  }
+  void read(const Tensor& from, void* to) override {
+    copy({to, from.rows, from.cols, from.cols, from.dtype}, from);
+  }
+  void write(const Tensor& to, const void* from) override {
+    copy(to, {const_cast<void*>(from), to.rows, to.cols, to.cols, to.dtype});
+  }
+  void add_total(const Tensor& of, double scale, double* to) override {
+    SerialTeam<NoState> team(TotalShape::members);
+    TotalShared shared;
+    total_block(team, of.view<const double>(), of.rows, of.cols, scale, shared, to);
+  }
+  void step(std::int64_t, const std::function<void()>& body) override { body(); }
+  std::int64_t steps_in_flight() const override { return kStepsInFlight; }
+  void poll() override {}
+};
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// Numbers in (0, 1), the same on every machine.
+std::vector<double> numbers(std::int64_t count, std::uint32_t state) {
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (double& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = (static_cast<double>(state >> 8) + 0.5) / (1 << 24);
+  }
+  return values;
+}
+
+// More than one block in each direction, and none of them whole.
+constexpr std::int64_t kFeatures = 70, kHidden = 67, kRows = 611, kBatch = 300;
+
+struct Case {
+  const char* activation;
+  const char* penalty;
+  const char* output;
+  const char* loss;
+  const char* optimizer;
+  bool tied, moving;
+};
+
+ModelSpec model_of(const Case& c) {
+  ModelSpec spec{};
+  spec.n_features = kFeatures;
+  spec.layers = {{kHidden, c.activation, c.penalty, 0.3, 0.1}, {kFeatures, c.output, "none", 0.0, 0.1}};
+  spec.code_layer = 1;
+  spec.loss = c.loss;
+  spec.loss_reduction = "mean";
+  spec.tied = c.tied;
+  spec.weight_decay = 1e-3;
+  spec.decoupled_decay = std::string(c.optimizer) == "adamw";
+  spec.moving_rho_hat = c.moving;
+  spec.rho_hat_decay = 0.8;
+  spec.dtype = DType::f64;
+  return spec;
+}
+
+std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backend) {
+  auto engine = std::make_unique<Engine>(
+      model_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3}, std::move(backend), 0);
+  std::uint32_t seed = 7;
+  for (const char* name : {"W1", "b1", "W2", "b2"}) {
+    if (c.tied && std::string(name) == "W2") continue;
+    std::vector<double> values = numbers(engine->tensor(name).size(), ++seed);
+    for (double& value : values) value = 0.2 * (value - 0.5);
+    engine->write(name, values.data());
+  }
+  return engine;
+}
+
+double largest_difference(const Engine& a, const Engine& b) {
+  double largest = 0;
+  for (const std::string& name : a.names()) {
+    std::vector<double> x(static_cast<std::size_t>(a.tensor(name).size())), y(x.size());
+    a.read(name, x.data());
+    b.read(name, y.data());
+    for (std::size_t i = 0; i < x.size(); ++i) largest = std::max(largest, std::fabs(x[i] - y[i]));
+  }
+  return largest;
+}
+
+void trains_as_the_cpu(const Case& c) {
+  const std::string name = text(c.activation, " ", c.penalty, " ", c.output, " ", c.loss, " ", c.optimizer);
+  const auto serial = engine_of(c, std::make_unique<SerialDevice>());
+  const auto cpu = engine_of(c, make_backend("cpu", {}));
+  const std::vector<double> data = numbers(kRows * kFeatures, 1), weights = numbers(kRows, 2);
+  const HostRows x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
+  for (Engine* engine : {serial.get(), cpu.get()}) {
+    for (int epoch = 0; epoch < 4; ++epoch) engine->run(x, weights.data(), nullptr, kRows, kBatch);
+  }
+  check(serial->steps() == 12 && cpu->steps() == 12, name + ": steps");
+  check(largest_difference(*serial, *cpu) < 1e-12, name + ": parameters and state after 12 steps");
+  const Metrics a = serial->metrics(), b = cpu->metrics();
+  check(std::fabs(a.sums.loss() - b.sums.loss()) < 1e-9 * std::fabs(b.sums.loss()), name + ": metrics");
+  check(a.steps == b.steps && a.rows == b.rows, name + ": counts");
+
+  std::vector<double> codes[2], outputs[2], losses[2];
+  int which = 0;
+  for (Engine* engine : {serial.get(), cpu.get()}) {
+    codes[which].resize(kRows * kHidden);
+    outputs[which].resize(kRows * kFeatures);
+    losses[which].resize(kRows);
+    engine->encode(x, codes[which].data());
+    engine->reconstruct(x, outputs[which].data());
+    engine->score(x, losses[which].data());
+    ++which;
+  }
+  const auto close = [](const std::vector<double>& p, const std::vector<double>& q) {
+    for (std::size_t i = 0; i < p.size(); ++i) {
+      if (!(std::fabs(p[i] - q[i]) <= 1e-12 * (1 + std::fabs(q[i])))) return false;
+    }
+    return true;
+  };
+  check(close(codes[0], codes[1]) && close(outputs[0], outputs[1]) && close(losses[0], losses[1]),
+        name + ": inference");
+}
+
+// The bad row is in the 6th of 10 steps, in the middle of those in flight: five steps count, no later one does.
+void a_bad_row_stops_the_steps_after_it() {
+  const Case c{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, true};
+  const auto serial = engine_of(c, std::make_unique<SerialDevice>());
+  const auto alone = engine_of(c, std::make_unique<SerialDevice>());
+  std::vector<double> data = numbers(kRows * kFeatures, 1);
+  const HostRows x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
+  alone->run(x, nullptr, nullptr, 250, 50);
+  data[270 * kFeatures + 3] = std::nan("");
+  std::string message;
+  try {
+    serial->run(x, nullptr, nullptr, 500, 50);
+  } catch (const ValueError& error) {
+    message = error.what();
+  }
+  check(message.find("row 270") != std::string::npos, "the bad row is named: " + message);
+  check(serial->steps() == 5 && serial->metrics().rows == 250, "the steps before it count");
+  double largest = 0;
+  for (const std::string& name : serial->names()) {
+    if (name.rfind("gradient", 0) == 0) continue;
+    std::vector<double> p(static_cast<std::size_t>(serial->tensor(name).size())), q(p.size());
+    serial->read(name, p.data());
+    alone->read(name, q.data());
+    for (std::size_t i = 0; i < p.size(); ++i) largest = std::max(largest, std::fabs(p[i] - q[i]));
+  }
+  check(largest == 0, "the model is that of the last good step");
+}
+
+}  // namespace
+
+int main() {
+  const Case cases[] = {{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, false},
+                        {"tanh", "kl", "identity", "squared_error", "adamw", false, true},
+                        {"relu", "l1", "softplus", "squared_error", "momentum", false, false},
+                        {"softplus", "log", "sigmoid", "cross_entropy", "nesterov", true, false},
+                        {"identity", "none", "tanh", "squared_error", "sgd", true, false}};
+  for (const Case& c : cases) trains_as_the_cpu(c);
+  a_bad_row_stops_the_steps_after_it();
+  std::printf("%s\n", failures == 0 ? "blocks: all checks passed" : "blocks: FAILED");
+  return failures == 0 ? 0 : 1;
+}
