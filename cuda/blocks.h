@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "core/tensor.h"
+#include "backend/backend.h"
 #include "kernels/kernel.h"
 #include "team.h"
 
@@ -118,6 +118,22 @@ template <class S>
 struct Strided {
   const S* data;
   std::int64_t outer, inner;
+};
+
+// Element (i, k) of the left factor, or (j, k) of the right one.
+template <class S>
+Strided<S> strided(const Factor& factor, bool left) {
+  const bool outer_is_row = left != factor.transposed;
+  return {factor.tensor.as<S>(), outer_is_row ? factor.tensor.stride : 1,
+          outer_is_row ? 1 : factor.tensor.stride};
+}
+
+// The epilogue of a product that has none.
+template <class S>
+struct Keep {
+  using Scalar = S;
+  static constexpr int sums = 0;
+  FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
 };
 
 // A 64 x 64 tile of a product: 256 members, 4 x 4 outputs each, the inner dimension in slabs of 16.

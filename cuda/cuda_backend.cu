@@ -6,6 +6,7 @@
 #include <list>
 #include <mutex>
 
+#include "backend/convert.h"
 #include "backend/plugin.h"
 #include "handles.h"
 #include "passes.h"
@@ -38,13 +39,6 @@ class Staging {
   Event copied_[2];
   int half_ = 0;
 };
-
-template <class From, class To>
-void convert_row(const void* from, void* to, std::int64_t count) {
-  const From* source = static_cast<const From*>(from);
-  To* target = static_cast<To*>(to);
-  for (std::int64_t i = 0; i < count; ++i) target[i] = static_cast<To>(source[i]);
-}
 
 class CudaBackend final : public Backend {
  public:
@@ -111,10 +105,7 @@ class CudaBackend final : public Backend {
 
   void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
     use_device();
-    const auto convert =
-        source.dtype == DType::f32
-            ? (out.dtype == DType::f32 ? convert_row<float, float> : convert_row<float, double>)
-            : (out.dtype == DType::f32 ? convert_row<double, float> : convert_row<double, double>);
+    const ConvertRow convert = row_converter(source.dtype, out.dtype);
     const std::int64_t at_once = std::max<std::int64_t>(
         1, static_cast<std::int64_t>(kStagingBytes / std::max<std::size_t>(1, out.row_bytes())));
     FS_REQUIRE(out.row_bytes() <= kStagingBytes, "X: a row of ", out.row_bytes(),

@@ -15,9 +15,9 @@ __global__ void __launch_bounds__(MapShape::members)
                double* partial) {
   __shared__ MapShared<K> shared;
   BlockTeam<NoState> team;
-  const Tile tile{std::int64_t{blockIdx.y} * MapShape::rows, std::int64_t{blockIdx.x} * MapShape::cols, rows,
+  const Tile tile{std::int64_t{blockIdx.x} * MapShape::rows, std::int64_t{blockIdx.y} * MapShape::cols, rows,
                   cols};
-  double* own = partial == nullptr ? nullptr : partial + std::int64_t{blockIdx.y} * K::sums * cols;
+  double* own = partial == nullptr ? nullptr : partial + std::int64_t{blockIdx.x} * K::sums * cols;
   map_block(team, kernel, out, tile, shared, own);
 }
 
@@ -40,7 +40,8 @@ void launch_one(const std::byte* bytes, const Tensor& out, double* sums, cudaStr
     row_kernel<K><<<blocks_of(out.rows, RowShape::rows), RowShape::members, 0, stream>>>(
         kernel, out.view<S>(), out.rows, out.cols, sums);
   } else {
-    const dim3 grid(blocks_of(out.cols, MapShape::cols), blocks_of(out.rows, MapShape::rows));
+    // Rows along x, which alone may have more than 65535 blocks.
+    const dim3 grid(blocks_of(out.rows, MapShape::rows), blocks_of(out.cols, MapShape::cols));
     map_kernel<K><<<grid, MapShape::members, 0, stream>>>(kernel, out.view<S>(), out.rows, out.cols, sums);
   }
   FS_CUDA(cudaGetLastError());

@@ -9,23 +9,15 @@
 namespace fastsae::cuda {
 namespace {
 
-// The epilogue of a product that has none.
-template <class S>
-struct Keep {
-  using Scalar = S;
-  static constexpr int sums = 0;
-  FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
-};
-
 template <class K, class S = typename K::Scalar>
 __global__ void __launch_bounds__(ProductShape::members)
     product_kernel(K kernel, Strided<S> a, Strided<S> b, std::int64_t inner, bool accumulate, View<S> out,
                    std::int64_t rows, std::int64_t cols, double* partial) {
   __shared__ ProductShared<K> shared;
   BlockTeam<ProductState<S>> team;
-  const Tile tile{std::int64_t{blockIdx.y} * ProductShape::tile,
-                  std::int64_t{blockIdx.x} * ProductShape::tile, rows, cols};
-  double* own = partial == nullptr ? nullptr : partial + std::int64_t{blockIdx.y} * K::sums * cols;
+  const Tile tile{std::int64_t{blockIdx.x} * ProductShape::tile,
+                  std::int64_t{blockIdx.y} * ProductShape::tile, rows, cols};
+  double* own = partial == nullptr ? nullptr : partial + std::int64_t{blockIdx.x} * K::sums * cols;
   product_block(team, kernel, a, b, inner, accumulate, out, tile, shared, own);
 }
 
@@ -38,18 +30,11 @@ struct Arguments {
   cudaStream_t stream;
 };
 
-// Element (i, k) of the left factor, or (j, k) of the right one.
-template <class S>
-Strided<S> strided(const Factor& factor, bool left) {
-  const bool outer_is_row = left != factor.transposed;
-  return {factor.tensor.as<S>(), outer_is_row ? factor.tensor.stride : 1,
-          outer_is_row ? 1 : factor.tensor.stride};
-}
-
 template <class K>
 void launch_with(const K& kernel, const Arguments& x) {
   using S = typename K::Scalar;
-  const dim3 grid(blocks_of(x.out.cols, ProductShape::tile), blocks_of(x.out.rows, ProductShape::tile));
+  // Rows along x, which alone may have more than 65535 blocks.
+  const dim3 grid(blocks_of(x.out.rows, ProductShape::tile), blocks_of(x.out.cols, ProductShape::tile));
   product_kernel<K><<<grid, ProductShape::members, 0, x.stream>>>(
       kernel, strided<S>(x.a, true), strided<S>(x.b, false), x.a.cols(), x.accumulate, x.out.view<S>(),
       x.out.rows, x.out.cols, x.partial);

@@ -483,7 +483,7 @@ def test_bad_learning_rate(value: Any, device: str) -> None:
 
 @pytest.mark.parametrize("name", ["tpu", "", None, 0, "CPU"])
 def test_bad_device(name: Any) -> None:
-    with pytest.raises(ValueError, match="device: expected one of 'auto', 'cpu', 'cuda'"):
+    with pytest.raises(ValueError, match="device: expected 'auto', 'cpu', 'cuda' or 'cuda:N'"):
         Engine(two_layers(), name)
 
 

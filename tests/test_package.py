@@ -84,8 +84,10 @@ def test_wheel_holds_what_it_should() -> None:
         assert f"fastsae/{needed}" in files
     libraries = sorted(path for path in files if path.endswith(".so"))
     assert libraries[0].startswith("fastsae/_core.")
-    if _core.blas() in ("OpenBLAS", "MKL"):
-        assert libraries[1:] == ["fastsae/libfastsae_blas.so"]
+    expected = ["fastsae/libfastsae_blas.so"] if _core.blas() in ("OpenBLAS", "MKL") else []
+    if fastsae.cuda_unavailable_reason() != "this build has no CUDA backend":
+        expected.append("fastsae/libfastsae_cuda.so")
+    assert libraries[1:] == expected
     if _core.blas() == "OpenBLAS":
         assert "fastsae/LICENSE.openblas.txt" in files
     assert any(path.endswith("licenses/LICENSE") for path in installed_files())

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "backend/convert.h"
 #include "core/error.h"
 #include "cpu/blas.h"
 #include "cpu/float_mode.h"
@@ -88,13 +89,6 @@ class Summing {
   Scratch::Lease lease_;
 };
 
-template <class From, class To>
-void convert_row(const void* from, void* to, std::int64_t count) {
-  const From* source = static_cast<const From*>(from);
-  To* target = static_cast<To*>(to);
-  for (std::int64_t i = 0; i < count; ++i) target[i] = static_cast<To>(source[i]);
-}
-
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(Poll poll) : poll_(std::move(poll)) { (void)isa(); }
@@ -143,10 +137,7 @@ class CpuBackend final : public Backend {
   }
 
   void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
-    const auto convert =
-        source.dtype == DType::f32
-            ? (out.dtype == DType::f32 ? convert_row<float, float> : convert_row<float, double>)
-            : (out.dtype == DType::f32 ? convert_row<double, float> : convert_row<double, double>);
+    const ConvertRow convert = row_converter(source.dtype, out.dtype);
     const Cut blocks = map_blocks(out.rows, out.cols);
     parallel(blocks.parts, [&](std::int64_t part) {
       for (std::int64_t row = blocks[part].begin; row < blocks[part].end; ++row) {

@@ -29,8 +29,7 @@ struct SgdStep {
   }
 };
 
-struct MomentumStep {
-  static constexpr const char* name = "momentum";
+struct MomentumScalars {
   static constexpr int moments = 1;
   template <class S>
   struct Scalars {
@@ -40,6 +39,10 @@ struct MomentumStep {
   FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
     return {static_cast<S>(step.learning_rate), static_cast<S>(c.momentum)};
   }
+};
+
+struct MomentumStep : MomentumScalars {
+  static constexpr const char* name = "momentum";
   template <class S>
   FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
     m = c.momentum * m + g;
@@ -47,17 +50,8 @@ struct MomentumStep {
   }
 };
 
-struct NesterovStep {
+struct NesterovStep : MomentumScalars {
   static constexpr const char* name = "nesterov";
-  static constexpr int moments = 1;
-  template <class S>
-  struct Scalars {
-    S rate, momentum;
-  };
-  template <class S, class Step>
-  FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
-    return {static_cast<S>(step.learning_rate), static_cast<S>(c.momentum)};
-  }
   template <class S>
   FS_HD static S next(S p, S g, S& m, S&, const Scalars<S>& c) {
     m = c.momentum * m + g;

@@ -213,7 +213,9 @@ def _engine_here(config: Config, estimator: SparseAutoencoder) -> Engine:
         return Engine(config, estimator.device)
     except DeviceError:
         estimator.device = "auto"
-        return Engine(config)
+    except ValueError:
+        pass  # an option that cannot be is refused when it is used, as all options are
+    return Engine(config)
 
 
 def _check_shapes(config: Config, file: Any) -> None:

@@ -62,13 +62,6 @@ void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
   }
 }
 
-template <class S>
-Strided<S> strided(const Factor& factor, bool left) {
-  const bool outer_is_row = left != factor.transposed;
-  return {factor.tensor.as<S>(), outer_is_row ? factor.tensor.stride : 1,
-          outer_is_row ? 1 : factor.tensor.stride};
-}
-
 template <class K>
 void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
                   Sums sums) {
@@ -87,13 +80,6 @@ void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tenso
   }
   if (summing) partial.add(parts, count, sums);
 }
-
-template <class S>
-struct Keep {
-  using Scalar = S;
-  static constexpr int sums = 0;
-  S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
-};
 
 using Map = void (*)(const std::byte*, const Tensor&, Sums);
 using Product = void (*)(const std::byte*, const Factor&, const Factor&, const Tensor&, bool, Sums);
