@@ -28,6 +28,7 @@ endif()
 
 # Both libraries must agree on every header that they share, and on the compiler.
 file(GLOB contract_headers CONFIGURE_DEPENDS cpp/core/*.h cpp/math/*.h cpp/kernels/*.h cpp/backend/*.h)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${contract_headers})
 set(contract "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}")
 foreach(header ${contract_headers})
   file(SHA256 "${header}" hash)

@@ -44,6 +44,12 @@ class CudaBackend final : public Backend {
  public:
   CudaBackend(int device, Poll poll) : device_(device), process_(getpid()), poll_(std::move(poll)) {
     use_device();
+    int major = 0;
+    FS_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+    if (major < 8) {
+      throw DeviceError(
+          text("cuda:", device_, " has compute capability ", major, ".x; 8.0 or newer is needed"));
+    }
     stream_ = make_stream();
     staging_ = std::make_unique<Staging>();
   }
@@ -105,21 +111,8 @@ class CudaBackend final : public Backend {
 
   void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
     use_device();
-    const ConvertRow convert = row_converter(source.dtype, out.dtype);
-    const std::int64_t at_once = std::max<std::int64_t>(
-        1, static_cast<std::int64_t>(kStagingBytes / std::max<std::size_t>(1, out.row_bytes())));
-    FS_REQUIRE(out.row_bytes() <= kStagingBytes, "X: a row of ", out.row_bytes(),
-               " bytes is more than fits in staging");
-    for (std::int64_t first = 0; first < out.rows; first += at_once) {
-      const std::int64_t count = std::min(at_once, out.rows - first);
-      std::byte* staged = staging_->next();
-      for (std::int64_t row = 0; row < count; ++row) {
-        const std::int64_t index = order == nullptr ? first + row : order[first + row];
-        convert(source.row(index), staged + row * out.row_bytes(), out.cols);
-      }
-      copy_rows(out.slice_rows(first, count), staged, out.cols, cudaMemcpyHostToDevice);
-      staging_->sent(stream_.get());
-    }
+    upload(source, order, out);
+    poll();
   }
 
   void read(const Tensor& from, void* to) override {
@@ -132,8 +125,7 @@ class CudaBackend final : public Backend {
 
   void write(const Tensor& to, const void* from) override {
     use_device();
-    // Pageable memory has been read when the call returns.
-    copy_rows(to, from, to.cols, cudaMemcpyHostToDevice);
+    upload({from, to.rows, to.cols, static_cast<std::int64_t>(to.row_bytes()), to.dtype}, nullptr, to);
   }
 
   void add_total(const Tensor& of, double scale, double* to) override {
@@ -169,6 +161,25 @@ class CudaBackend final : public Backend {
     Graph graph;
   };
 
+  // Through pinned memory: the source may change as soon as this returns.
+  void upload(const HostRows& source, const std::int64_t* order, const Tensor& out) {
+    const ConvertRow convert = row_converter(source.dtype, out.dtype);
+    const std::int64_t at_once = std::max<std::int64_t>(
+        1, static_cast<std::int64_t>(kStagingBytes / std::max<std::size_t>(1, out.row_bytes())));
+    FS_REQUIRE(out.row_bytes() <= kStagingBytes, "X: a row of ", out.row_bytes(),
+               " bytes is more than fits in staging");
+    for (std::int64_t first = 0; first < out.rows; first += at_once) {
+      const std::int64_t count = std::min(at_once, out.rows - first);
+      std::byte* staged = staging_->next();
+      for (std::int64_t row = 0; row < count; ++row) {
+        const std::int64_t index = order == nullptr ? first + row : order[first + row];
+        convert(source.row(index), staged + row * out.row_bytes(), out.cols);
+      }
+      copy_rows(out.slice_rows(first, count), staged, out.cols, cudaMemcpyHostToDevice);
+      staging_->sent(stream_.get());
+    }
+  }
+
   void use_device() const {
     if (process_ != getpid())
       throw DeviceError("this engine was made before a fork; a child process needs its own");
@@ -183,6 +194,7 @@ class CudaBackend final : public Backend {
     } catch (...) {
       cudaStreamEndCapture(stream_.get(), &graph);
       if (graph != nullptr) cudaGraphDestroy(graph);
+      (void)cudaGetLastError();
       throw;
     }
     FS_CUDA(cudaStreamEndCapture(stream_.get(), &graph));
@@ -208,6 +220,11 @@ class CudaBackend final : public Backend {
 
   void copy_rows(const Tensor& to, const void* from, std::int64_t from_stride, cudaMemcpyKind kind) {
     const std::size_t size = size_of(to.dtype);
+    if (to.stride == to.cols && from_stride == to.cols) {
+      FS_CUDA(
+          cudaMemcpyAsync(to.data, from, static_cast<std::size_t>(to.size()) * size, kind, stream_.get()));
+      return;
+    }
     FS_CUDA(cudaMemcpy2DAsync(to.data, static_cast<std::size_t>(to.stride) * size, from,
                               static_cast<std::size_t>(from_stride) * size, to.row_bytes(), to.rows, kind,
                               stream_.get()));

@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
 #include <chrono>
 
 #include "backend/process.h"
@@ -21,12 +20,12 @@ using Order = std::optional<py::array_t<std::int64_t, py::array::c_style>>;
 
 // Lets Python's signal handlers run, at most every 50 ms; they raise KeyboardInterrupt from here.
 void check_signals() {
-  static std::atomic<std::int64_t> last{0};
+  static thread_local std::int64_t last = 0;  // only the main thread's call has an effect
   const std::int64_t now = std::chrono::duration_cast<std::chrono::milliseconds>(
                                std::chrono::steady_clock::now().time_since_epoch())
                                .count();
-  if (now - last.load(std::memory_order_relaxed) < 50) return;
-  last.store(now, std::memory_order_relaxed);
+  if (now - last < 50) return;
+  last = now;
   py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -253,9 +252,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("reset_metrics", &Engine::reset_metrics, Released())
       .def_property("steps", py::cpp_function(&Engine::steps, Released()),
                     py::cpp_function(&Engine::set_steps, Released()))
-      .def_property(
-          "learning_rate", [](Engine& engine) { return engine.optimizer().learning_rate(); },
-          [](Engine& engine, double rate) { engine.optimizer().set_learning_rate(rate); })
+      .def_property("learning_rate", py::cpp_function(&Engine::learning_rate, Released()),
+                    py::cpp_function(&Engine::set_learning_rate, Released()))
       .def_property_readonly("code_width", &Engine::code_width);
 
   m.def("kernel_names", &kernel_names);

@@ -10,7 +10,6 @@
 #include <exception>
 #include <fstream>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -81,9 +80,10 @@ void set_num_threads(int count) {
 
 struct Pool::Crew {
   explicit Crew(int threads) : process(getpid()), wanted(threads), size(threads) {
+    workers.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
       size = static_cast<int>(workers.size()) + 1;
     }
   }

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 namespace fastsae::cpu {
@@ -35,7 +36,10 @@ class Scratch {
   }
   void give(std::vector<double> buffer) {
     std::lock_guard lock(mutex_);
-    free_.push_back(std::move(buffer));
+    try {
+      free_.push_back(std::move(buffer));
+    } catch (const std::bad_alloc&) {  // then the buffer is freed
+    }
   }
 
   std::mutex mutex_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/error.h"
 
@@ -148,6 +149,7 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
       const std::int64_t count = std::min(chunk, rows.count - done);
       body(load(rows, done, count), done + count == rows.count);
+      backend_->poll();
     }
   };
   model_->begin(memory_, with_gradient, one_chunk);
@@ -186,6 +188,7 @@ Cost Engine::gradient(const HostRows& x, const double* weights) { return full_ba
 Cost Engine::evaluate(const HostRows& x, const double* weights) { return full_batch(x, weights, false); }
 
 void Engine::begin_step(const Rows& rows) {
+  in_flight_.reserve(in_flight_.size() + 1);  // counting a step must not fail once it has begun
   const double total = rows.total_weight();
   if (total <= 0) {  // rows of no weight teach nothing
     settle();
@@ -216,26 +219,21 @@ void Engine::begin_step(const Rows& rows) {
 
 void Engine::settle() {
   if (in_flight_.empty()) return;
+  const std::vector<Rows> begun = std::exchange(in_flight_, {});
   StepLog log{};
   backend_->read(control_.tensors()[3].tensor, &log);
-  const StepLog empty{};
-  backend_->write(control_.tensors()[3].tensor, &empty);
-  const std::vector<Rows> begun = std::move(in_flight_);
-  in_flight_.clear();
-  const auto good = static_cast<std::int64_t>(log.steps);
-  steps_ += good;
-  metrics_.steps += good;
-  metrics_.weight += log.weight;
-  metrics_.sums.reconstruction += log.sums.reconstruction;
-  metrics_.sums.penalty += log.sums.penalty;
-  metrics_.sums.decay += log.sums.decay;
-  metrics_.sums.gradient_norm += log.sums.gradient_norm;
-  for (std::int64_t i = 0; i < good; ++i) metrics_.rows += begun[i].count;
+  const auto good = static_cast<std::size_t>(log.steps) - static_cast<std::size_t>(metrics_.steps);
+  steps_ += static_cast<std::int64_t>(good);
+  metrics_.steps = static_cast<std::int64_t>(log.steps);
+  metrics_.weight = log.weight;
+  static_cast<StepCost&>(metrics_.sums) = log.sums;
+  for (std::size_t i = 0; i < std::min(good, begun.size()); ++i) metrics_.rows += begun[i].count;
   if (log.failed == 0) return;
-  // Later steps did nothing; the cost on the device is that of the last of them.
+  log.failed = 0;
+  backend_->write(control_.tensors()[3].tensor, &log);
   Cost cost;
   backend_->read(control_.tensors()[2].tensor, static_cast<StepCost*>(&cost));
-  explain(cost, begun[good]);
+  explain(cost, begun.at(good));
 }
 
 void Engine::explain(const Cost& cost, const Rows& rows) const {
@@ -250,8 +248,9 @@ void Engine::explain(const Cost& cost, const Rows& rows) const {
 
 void Engine::run(const HostRows& x, const double* weights, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
+  std::unique_lock lock(model_mutex_, std::defer_lock);
   for (std::int64_t first = 0; first < count; first += batch) {
-    const std::unique_lock lock(model_mutex_);
+    if (!lock.owns_lock()) lock.lock();
     try {
       begin_step({x, weights, order, first, std::min(batch, count - first)});
       const bool last = first + batch >= count;
@@ -261,6 +260,7 @@ void Engine::run(const HostRows& x, const double* weights, const std::int64_t* o
       settle();  // the steps begun before are done, and counted
       throw;
     }
+    if (in_flight_.empty()) lock.unlock();  // nobody sees steps that are not counted
   }
 }
 
@@ -292,7 +292,13 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
 
 template <class Body>
 void Engine::infer(const HostRows& in, const Tensor& host_out, const Body& body) const {
-  std::unique_ptr<Inference> scratch = lease(std::min(kInferenceRows, in.rows));
+  std::unique_ptr<Inference> scratch;
+  {
+    // Where steps are recorded, nothing may allocate beside them.
+    std::unique_lock lock(model_mutex_, std::defer_lock);
+    if (!backend_->reads_host_memory()) lock.lock();
+    scratch = lease(std::min(kInferenceRows, in.rows));
+  }
   for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
     const std::int64_t count = std::min(kInferenceRows, in.rows - first);
     const Tensor target = host_out.slice_rows(first, count);
@@ -347,51 +353,6 @@ void Engine::score(const HostRows& x, double* losses) const {
     model_->score(in, shaped(scratch.code, in.rows, n_features_), out, scratch.work);
   });
   for (std::int64_t i = 0; i < x.rows; ++i) losses[i] *= model_->loss_factor();
-}
-
-std::vector<std::string> Engine::names() const {
-  std::vector<std::string> names;
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
-    for (const Arena::Named& named : arena->tensors()) names.push_back(named.name);
-  }
-  return names;
-}
-
-const Tensor& Engine::tensor(const std::string& name) const {
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
-    if (const Tensor* found = arena->find(name)) return *found;
-  }
-  throw ValueError(text("name: no tensor is called '", name, "'"));
-}
-
-void Engine::read(const std::string& name, void* to) const {
-  const std::shared_lock lock(model_mutex_);
-  backend_->read(tensor(name), to);
-}
-
-void Engine::write(const std::string& name, const void* from) {
-  const std::unique_lock lock(model_mutex_);
-  backend_->write(tensor(name), from);
-}
-
-std::int64_t Engine::steps() const {
-  const std::shared_lock lock(model_mutex_);
-  return steps_;
-}
-
-void Engine::set_steps(std::int64_t steps) {
-  const std::unique_lock lock(model_mutex_);
-  steps_ = steps;
-}
-
-Metrics Engine::metrics() const {
-  const std::shared_lock lock(model_mutex_);
-  return metrics_;
-}
-
-void Engine::reset_metrics() {
-  const std::unique_lock lock(model_mutex_);
-  metrics_ = {};
 }
 
 }  // namespace fastsae

@@ -59,7 +59,8 @@ class Engine {
   void set_steps(std::int64_t steps);
   Metrics metrics() const;
   void reset_metrics();
-  Optimizer& optimizer() { return optimizer_; }
+  double learning_rate() const;
+  void set_learning_rate(double rate);
   DType dtype() const { return dtype_; }
   std::int64_t n_features() const { return n_features_; }
   std::int64_t code_width() const { return model_->code_width(); }

@@ -89,11 +89,12 @@ struct CloseStep {
   StepLog* log;  // null outside of training
   double loss_factor, half_decay;
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
+    if (log != nullptr && log->failed != 0) return z;  // the cost stays that of the step that failed
     cost->reconstruction = loss_factor * step->inverse_total * totals->loss;
     cost->penalty = step->inverse_total * totals->element_penalty + totals->kl;
     cost->decay = half_decay * totals->squared_weights;
     cost->gradient_norm = square_root(totals->squared_gradient);
-    if (log == nullptr || log->failed != 0) return z;
+    if (log == nullptr) return z;
     // The difference of a number with itself is 0 unless it is infinite or NaN.
     const double all = cost->reconstruction + cost->penalty + cost->decay + cost->gradient_norm;
     if (all - all != 0) {

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
+from fastsae._core import DeviceError
 from fastsae.config import Config, check_integer, check_real
 
 Array = NDArray[Any]
@@ -354,7 +355,10 @@ class Engine:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["config"], state["device"], state["full_batch_rows"])  # type: ignore[misc]
+        try:
+            self.__init__(state["config"], state["device"], state["full_batch_rows"])  # type: ignore[misc]
+        except DeviceError:  # a model of a GPU that is not here
+            self.__init__(state["config"], "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
 
