@@ -139,7 +139,7 @@ void Engine::write_scalars(double total, double rho_hat_decay, std::int64_t step
   scalars.inverse_total = 1 / total;
   scalars.rho_hat_decay = rho_hat_decay;
   optimizer_.set_scalars(scalars, step);
-  backend_->write(control_.tensors()[0].tensor, &scalars);
+  backend_->write(control(Control::kScalars), &scalars);
 }
 
 void Engine::compute(const Rows& rows, bool with_gradient) {
@@ -178,7 +178,7 @@ Cost Engine::full_batch(const HostRows& x, const double* weights, bool with_grad
   compute(all, with_gradient);
   model_->close(false);
   Cost cost;
-  backend_->read(control_.tensors()[2].tensor, static_cast<StepCost*>(&cost));
+  backend_->read(control(Control::kCost), static_cast<StepCost*>(&cost));
   if (!std::isfinite(cost.loss()) || !std::isfinite(cost.gradient_norm)) explain(cost, all);
   return cost;
 }
@@ -221,7 +221,7 @@ void Engine::settle() {
   if (in_flight_.empty()) return;
   const std::vector<Rows> begun = std::exchange(in_flight_, {});
   StepLog log{};
-  backend_->read(control_.tensors()[3].tensor, &log);
+  backend_->read(control(Control::kLog), &log);
   const auto good = static_cast<std::size_t>(log.steps) - static_cast<std::size_t>(metrics_.steps);
   steps_ += static_cast<std::int64_t>(good);
   metrics_.steps = static_cast<std::int64_t>(log.steps);
@@ -230,9 +230,9 @@ void Engine::settle() {
   for (std::size_t i = 0; i < std::min(good, begun.size()); ++i) metrics_.rows += begun[i].count;
   if (log.failed == 0) return;
   log.failed = 0;
-  backend_->write(control_.tensors()[3].tensor, &log);
+  backend_->write(control(Control::kLog), &log);
   Cost cost;
-  backend_->read(control_.tensors()[2].tensor, static_cast<StepCost*>(&cost));
+  backend_->read(control(Control::kCost), static_cast<StepCost*>(&cost));
   explain(cost, begun.at(good));
 }
 

@@ -108,6 +108,11 @@ class Engine {
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;
+  // What is in control_, in its order.
+  enum class Control : std::size_t { kScalars, kTotals, kCost, kLog };
+  const Tensor& control(Control which) const {
+    return control_.tensors()[static_cast<std::size_t>(which)].tensor;
+  }
   Arena control_;
   StepMemory memory_;
   std::vector<Rows> in_flight_;  // steps begun and not yet settled

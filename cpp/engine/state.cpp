@@ -47,7 +47,7 @@ Metrics Engine::metrics() const {
 void Engine::reset_metrics() {
   const std::unique_lock lock(model_mutex_);
   const StepLog empty{};
-  backend_->write(control_.tensors()[3].tensor, &empty);
+  backend_->write(control(Control::kLog), &empty);
   metrics_ = {};
 }
 
