@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "kernels/kernel.h"
+#include "math/low_precision.h"
 #include "team.h"
 
 namespace fastsae::cuda {
@@ -15,6 +16,20 @@ namespace fastsae::cuda {
 struct Tile {
   std::int64_t row, col;    // of its first element
   std::int64_t rows, cols;  // of the whole matrix
+};
+
+// Where a block puts its elements: the tensor, and its shadow if it has one.
+template <class S>
+struct Out {
+  View<S> view;
+  Bf16* shadow;
+
+  explicit Out(const Tensor& tensor) : view(tensor.view<S>()), shadow(static_cast<Bf16*>(tensor.shadow)) {}
+  FS_HD S at(std::int64_t row, std::int64_t col) const { return view(row, col); }
+  FS_HD void put(std::int64_t row, std::int64_t col, S value) const {
+    view(row, col) = value;
+    if (shadow != nullptr) shadow[row * view.stride + col] = Bf16::round(static_cast<float>(value));
+  }
 };
 
 template <class K>
@@ -44,7 +59,7 @@ struct MapShared {
 
 // `partial` gets this block's sums: [sums x all columns] doubles of its row of blocks.
 template <class K, class Team, class S = typename K::Scalar>
-FS_HD void map_block(Team& team, K kernel, View<S> out, Tile tile, MapShared<K>& shared, double* partial) {
+FS_HD void map_block(Team& team, K kernel, Out<S> out, Tile tile, MapShared<K>& shared, double* partial) {
   constexpr int kSums = K::sums > 0 ? K::sums : 1;
   fetch(kernel);
   if (idle(kernel)) return;
@@ -56,7 +71,7 @@ FS_HD void map_block(Team& team, K kernel, View<S> out, Tile tile, MapShared<K>&
       for (int i = lane; i < MapShape::rows && tile.row + i < tile.rows; i += MapShape::lanes) {
         const std::int64_t row = tile.row + i;
         S summand[kSums] = {};
-        out(row, col) = kernel(row, col, out(row, col), summand);
+        out.put(row, col, kernel(row, col, out.at(row, col), summand));
         FS_UNROLL
         for (int k = 0; k < K::sums; ++k) sum[k] += summand[k];
       }
@@ -89,7 +104,7 @@ struct RowShared {
 };
 
 template <class K, class Team, class S = typename K::Scalar>
-FS_HD void row_block(Team& team, K kernel, View<S> out, Tile tile, RowShared<K>& shared, double* sums) {
+FS_HD void row_block(Team& team, K kernel, Out<S> out, Tile tile, RowShared<K>& shared, double* sums) {
   static_assert(K::sums == 1);
   fetch(kernel);
   team.phase([&](int member, NoState&) {
@@ -99,7 +114,7 @@ FS_HD void row_block(Team& team, K kernel, View<S> out, Tile tile, RowShared<K>&
     if (row < tile.rows) {
       for (std::int64_t col = lane; col < tile.cols; col += RowShape::lanes) {
         S summand;
-        out(row, col) = kernel(row, col, out(row, col), &summand);
+        out.put(row, col, kernel(row, col, out.at(row, col), &summand));
         sum += summand;
       }
     }
@@ -168,7 +183,7 @@ FS_HD void stage(int member, const Strided<S>& factor, std::int64_t first, std::
 // out = A B (+ out), then the kernel on each element while it is in a register.
 template <class K, class Team, class S = typename K::Scalar>
 FS_HD void product_block(Team& team, K kernel, Strided<S> a, Strided<S> b, std::int64_t inner,
-                         bool accumulate, View<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
+                         bool accumulate, Out<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
   using Shape = ProductShape;
   fetch(kernel);
   for (std::int64_t k0 = 0; k0 < inner; k0 += Shape::slab) {
@@ -202,8 +217,8 @@ FS_HD void product_block(Team& team, K kernel, Strided<S> a, Strided<S> b, std::
         const std::int64_t row = tile.row + r + i * Shape::side;
         if (row >= tile.rows || col >= tile.cols) continue;
         S summand[K::sums > 0 ? K::sums : 1] = {};
-        const S z = state.sum[i][j] + (accumulate ? out(row, col) : S(0));
-        out(row, col) = kernel(row, col, z, summand);
+        const S z = state.sum[i][j] + (accumulate ? out.at(row, col) : S(0));
+        out.put(row, col, kernel(row, col, z, summand));
         FS_UNROLL
         for (int k = 0; k < K::sums; ++k) sum[k] += summand[k];
       }

@@ -42,7 +42,8 @@ class Staging {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(int device, Poll poll) : device_(device), process_(getpid()), poll_(std::move(poll)) {
+  CudaBackend(int device, Precision precision, Poll poll)
+      : device_(device), precision_(precision), process_(getpid()), poll_(std::move(poll)) {
     use_device();
     int major = 0;
     FS_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
@@ -63,6 +64,8 @@ class CudaBackend final : public Backend {
   }
 
   bool reads_host_memory() const override { return false; }
+
+  bool wants_shadows() const override { return precision_ == Precision::bf16; }
 
   Memory allocate(std::size_t bytes) override {
     use_device();
@@ -99,9 +102,12 @@ class CudaBackend final : public Backend {
     launch_map(kernel, out, sums, partials(&kernel, out), stream_.get());
   }
 
+  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
+
   void copy(Tensor to, Tensor from) override {
     use_device();
     copy_rows(to, from.data, from.stride, cudaMemcpyDeviceToDevice);
+    if (to.shadow != nullptr) launch_shadow(to, stream_.get());
   }
 
   void fill(Tensor to, double value) override {
@@ -109,7 +115,7 @@ class CudaBackend final : public Backend {
     launch_fill(to, value, stream_.get());
   }
 
-  void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
+  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
     use_device();
     upload(source, order, out);
     poll();
@@ -162,7 +168,7 @@ class CudaBackend final : public Backend {
   };
 
   // Through pinned memory: the source may change as soon as this returns.
-  void upload(const HostRows& source, const std::int64_t* order, const Tensor& out) {
+  void upload(const RowSource& source, const std::int64_t* order, const Tensor& out) {
     const ConvertRow convert = row_converter(source.dtype, out.dtype);
     const std::int64_t at_once = std::max<std::int64_t>(
         1, static_cast<std::int64_t>(kStagingBytes / std::max<std::size_t>(1, out.row_bytes())));
@@ -178,6 +184,7 @@ class CudaBackend final : public Backend {
       copy_rows(out.slice_rows(first, count), staged, out.cols, cudaMemcpyHostToDevice);
       staging_->sent(stream_.get());
     }
+    if (out.shadow != nullptr) launch_shadow(out, stream_.get());
   }
 
   void use_device() const {
@@ -231,6 +238,7 @@ class CudaBackend final : public Backend {
   }
 
   const int device_;
+  const Precision precision_;
   const pid_t process_;
   const Poll poll_;
   Stream stream_;
@@ -247,12 +255,13 @@ extern "C" {
 
 __attribute__((visibility("default"))) fastsae::Backend* fastsae_cuda_backend(const char* contract,
                                                                               int device,
+                                                                              fastsae::Precision precision,
                                                                               const fastsae::Poll* poll) {
   using namespace fastsae;
   if (std::strcmp(contract, FASTSAE_CONTRACT) != 0) {
     throw DeviceError("libfastsae_cuda.so is of another build than fastsae itself; install fastsae anew");
   }
-  return new cuda::CudaBackend(device, *poll);
+  return new cuda::CudaBackend(device, precision, *poll);
 }
 
 // The number of usable devices; `reason` says why there is none.

@@ -11,8 +11,7 @@ namespace {
 
 template <class K>
 __global__ void __launch_bounds__(MapShape::members)
-    map_kernel(K kernel, View<typename K::Scalar> out, std::int64_t rows, std::int64_t cols,
-               double* partial) {
+    map_kernel(K kernel, Out<typename K::Scalar> out, std::int64_t rows, std::int64_t cols, double* partial) {
   __shared__ MapShared<K> shared;
   BlockTeam<NoState> team;
   const Tile tile{std::int64_t{blockIdx.x} * MapShape::rows, std::int64_t{blockIdx.y} * MapShape::cols, rows,
@@ -23,7 +22,7 @@ __global__ void __launch_bounds__(MapShape::members)
 
 template <class K>
 __global__ void __launch_bounds__(RowShape::members)
-    row_kernel(K kernel, View<typename K::Scalar> out, std::int64_t rows, std::int64_t cols, double* sums) {
+    row_kernel(K kernel, Out<typename K::Scalar> out, std::int64_t rows, std::int64_t cols, double* sums) {
   __shared__ RowShared<K> shared;
   BlockTeam<NoState> team;
   row_block(team, kernel, out, Tile{std::int64_t{blockIdx.x} * RowShape::rows, 0, rows, cols}, shared, sums);
@@ -38,11 +37,11 @@ void launch_one(const std::byte* bytes, const Tensor& out, double* sums, cudaStr
   std::memcpy(&kernel, bytes, sizeof(K));
   if constexpr (K::pass == Pass::row_sum) {
     row_kernel<K><<<blocks_of(out.rows, RowShape::rows), RowShape::members, 0, stream>>>(
-        kernel, out.view<S>(), out.rows, out.cols, sums);
+        kernel, Out<S>(out), out.rows, out.cols, sums);
   } else {
     // Rows along x, which alone may have more than 65535 blocks.
     const dim3 grid(blocks_of(out.rows, MapShape::rows), blocks_of(out.cols, MapShape::cols));
-    map_kernel<K><<<grid, MapShape::members, 0, stream>>>(kernel, out.view<S>(), out.rows, out.cols, sums);
+    map_kernel<K><<<grid, MapShape::members, 0, stream>>>(kernel, Out<S>(out), out.rows, out.cols, sums);
   }
   FS_CUDA(cudaGetLastError());
 }
@@ -62,9 +61,15 @@ __global__ void __launch_bounds__(TotalShape::members)
 }
 
 template <class S>
-__global__ void fill_kernel(View<S> to, std::int64_t rows, std::int64_t cols, S value) {
+__global__ void fill_kernel(Out<S> to, std::int64_t rows, std::int64_t cols, S value) {
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < rows * cols) to(i / cols, i % cols) = value;
+  if (i < rows * cols) to.put(i / cols, i % cols, value);
+}
+
+template <class S>
+__global__ void shadow_kernel(Out<S> of, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < rows * cols) of.put(i / cols, i % cols, of.at(i / cols, i % cols));
 }
 
 }  // namespace
@@ -85,8 +90,16 @@ void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t s
 void launch_fill(const Tensor& to, double value, cudaStream_t stream) {
   with_scalar(to.dtype, [&](auto s) {
     using S = decltype(s);
-    fill_kernel<<<blocks_of(to.size(), kThreads), kThreads, 0, stream>>>(to.view<S>(), to.rows, to.cols,
+    fill_kernel<<<blocks_of(to.size(), kThreads), kThreads, 0, stream>>>(Out<S>(to), to.rows, to.cols,
                                                                          static_cast<S>(value));
+  });
+  FS_CUDA(cudaGetLastError());
+}
+
+void launch_shadow(const Tensor& of, cudaStream_t stream) {
+  with_scalar(of.dtype, [&](auto s) {
+    using S = decltype(s);
+    shadow_kernel<<<blocks_of(of.size(), kThreads), kThreads, 0, stream>>>(Out<S>(of), of.rows, of.cols);
   });
   FS_CUDA(cudaGetLastError());
 }

@@ -20,5 +20,7 @@ std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 
 void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
+// Brings the shadow of a tensor up to date.
+void launch_shadow(const Tensor& of, cudaStream_t stream);
 
 }  // namespace fastsae::cuda

@@ -11,7 +11,7 @@ namespace {
 
 template <class K, class S = typename K::Scalar>
 __global__ void __launch_bounds__(ProductShape::members)
-    product_kernel(K kernel, Strided<S> a, Strided<S> b, std::int64_t inner, bool accumulate, View<S> out,
+    product_kernel(K kernel, Strided<S> a, Strided<S> b, std::int64_t inner, bool accumulate, Out<S> out,
                    std::int64_t rows, std::int64_t cols, double* partial) {
   __shared__ ProductShared<K> shared;
   BlockTeam<ProductState<S>> team;
@@ -36,7 +36,7 @@ void launch_with(const K& kernel, const Arguments& x) {
   // Rows along x, which alone may have more than 65535 blocks.
   const dim3 grid(blocks_of(x.out.rows, ProductShape::tile), blocks_of(x.out.cols, ProductShape::tile));
   product_kernel<K><<<grid, ProductShape::members, 0, x.stream>>>(
-      kernel, strided<S>(x.a, true), strided<S>(x.b, false), x.a.cols(), x.accumulate, x.out.view<S>(),
+      kernel, strided<S>(x.a, true), strided<S>(x.b, false), x.a.cols(), x.accumulate, Out<S>(x.out),
       x.out.rows, x.out.cols, x.partial);
   FS_CUDA(cudaGetLastError());
 }

@@ -12,13 +12,17 @@
 
 namespace fastsae {
 
-// Rows in host memory, as a caller hands them over.
-struct HostRows {
+// What the factors of products may be rounded to; sums are kept in the full type.
+enum class Precision : std::uint8_t { full, tf32, bf16 };
+
+// Rows as a caller hands them over, in host memory or in the memory of the backend's own device.
+struct RowSource {
   const void* data = nullptr;
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::int64_t stride_bytes = 0;  // from one row to the next
   DType dtype = DType::f32;
+  bool on_device = false;
   const std::byte* row(std::int64_t index) const {
     return static_cast<const std::byte*>(data) + index * stride_bytes;
   }
@@ -32,6 +36,15 @@ struct Factor {
   std::int64_t cols() const { return transposed ? tensor.rows : tensor.cols; }
 };
 
+// The k largest of each row of x weight' + bias and the columns they are in, in the order of kernels/selection.h.
+struct Selection {
+  Tensor x;        // [rows x width]
+  Tensor weight;   // [latents x width]
+  Tensor bias;     // [1 x latents], or none
+  Tensor values;   // [rows x k]
+  Tensor indices;  // [rows x k] of i32
+};
+
 // Called now and then on the thread that entered the library, between pieces of work; cancels by throwing.
 using Poll = std::function<void()>;
 
@@ -41,6 +54,8 @@ class Backend {
 
   // Whether tensors may be views of the caller's memory.
   virtual bool reads_host_memory() const = 0;
+  // Whether products are faster where their factors have shadows.
+  virtual bool wants_shadows() const = 0;
   // Zeroed; MemoryError if there is too little.
   virtual Memory allocate(std::size_t bytes) = 0;
 
@@ -48,10 +63,12 @@ class Backend {
   virtual void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) = 0;
   // The kernel on each element of out.
   virtual void map(Tensor out, const Kernel& kernel, Sums sums) = 0;
+  // An encoder product and its selection; rows x latents is never stored.
+  virtual void encode_select(const Selection& selection) = 0;
   virtual void copy(Tensor to, Tensor from) = 0;
   virtual void fill(Tensor to, double value) = 0;
   // Row i of out is row order[i] of the source (row i if order is null), converted to out's type.
-  virtual void gather(const HostRows& source, const std::int64_t* order, Tensor out) = 0;
+  virtual void gather(const RowSource& source, const std::int64_t* order, Tensor out) = 0;
   // Dense host memory of the tensor's own type.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void write(const Tensor& to, const void* from) = 0;
@@ -66,7 +83,7 @@ class Backend {
   virtual void poll() = 0;
 };
 
-// "cpu", with the number of threads the process-wide settings say.
-std::unique_ptr<Backend> make_backend(const std::string& device, Poll poll);
+// "cpu", with the number of threads the process-wide settings say, or a GPU.
+std::unique_ptr<Backend> make_backend(const std::string& device, Precision precision, Poll poll);
 
 }  // namespace fastsae

@@ -66,9 +66,13 @@ std::vector<std::string> devices() {
 
 std::string cuda_unavailable_reason() { return cuda_plugin().devices > 0 ? "" : cuda_plugin().reason; }
 
-std::unique_ptr<Backend> make_backend(const std::string& device, Poll poll) {
+std::unique_ptr<Backend> make_backend(const std::string& device, Precision precision, Poll poll) {
   // "auto" is the CPU until the CUDA backend has passed the tests on a GPU.
-  if (device == "cpu" || device == "auto") return cpu::make_cpu_backend(std::move(poll));
+  if (device == "cpu" || device == "auto") {
+    if (precision != Precision::full)
+      throw DeviceError(text("device='", device, "': the CPU takes precision='full' only"));
+    return cpu::make_cpu_backend(std::move(poll));
+  }
   const int index = cuda_index(device);
   FS_REQUIRE(index >= 0, "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got '", device, "'");
   const CudaPlugin& plugin = cuda_plugin();
@@ -77,7 +81,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, Poll poll) {
                           ? text("device='", device, "': ", plugin.reason)
                           : text("device='", device, "': there are ", plugin.devices, " devices"));
   }
-  return std::unique_ptr<Backend>(plugin.make(FASTSAE_CONTRACT, index, &poll));
+  return std::unique_ptr<Backend>(plugin.make(FASTSAE_CONTRACT, index, precision, &poll));
 }
 
 int num_threads() { return cpu::num_threads(); }

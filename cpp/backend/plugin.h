@@ -10,7 +10,7 @@
 namespace fastsae {
 
 // fastsae_cuda_backend: a new backend, which the caller owns; DeviceError if the contract differs.
-using MakeCudaBackend = Backend* (*)(const char* contract, int device, const Poll* poll);
+using MakeCudaBackend = Backend* (*)(const char* contract, int device, Precision precision, const Poll* poll);
 // fastsae_cuda_devices: how many devices can be used; 0 with the reason.
 using CountCudaDevices = int (*)(std::string* reason);
 

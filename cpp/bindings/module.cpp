@@ -36,11 +36,18 @@ DType dtype_from(const std::string& name) {
   return name == "float32" ? DType::f32 : DType::f64;
 }
 
+Precision precision_from(const std::string& name) {
+  if (name == "tf32") return Precision::tf32;
+  if (name == "bf16") return Precision::bf16;
+  FS_REQUIRE(name == "full", "precision: expected 'full', 'tf32' or 'bf16', got '", name, "'");
+  return Precision::full;
+}
+
 py::dtype numpy_dtype(DType dtype) {
   return dtype == DType::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
 }
 
-HostRows rows_of(const char* name, const py::array& x, std::int64_t cols) {
+RowSource rows_of(const char* name, const py::array& x, std::int64_t cols) {
   const bool f32 = py::isinstance<py::array_t<float>>(x), f64 = py::isinstance<py::array_t<double>>(x);
   FS_REQUIRE(f32 || f64, name, ": expected an array of float32 or float64");
   FS_REQUIRE(x.ndim() == 2 && x.shape(1) == cols, name, ": expected ", cols, " columns, got ",
@@ -105,8 +112,10 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, 
                                 option<double>(c, "beta2"),
                                 option<double>(c, "epsilon"),
                                 model.weight_decay};
+  const Precision precision = precision_from(option<std::string>(c, "precision"));
   py::gil_scoped_release release;
-  return std::make_unique<Engine>(model, optimizer, make_backend(device, check_signals), full_batch_rows);
+  return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
+                                  full_batch_rows);
 }
 
 py::array read_tensor(const Engine& engine, const std::string& name) {
@@ -133,7 +142,7 @@ void write_tensor(Engine& engine, const std::string& name, const py::array& valu
 
 void run_epoch(Engine& engine, const py::array& x, const Order& order, std::int64_t batch,
                const Weights& weights) {
-  const HostRows rows = rows_of("X", x, engine.n_features());
+  const RowSource rows = rows_of("X", x, engine.n_features());
   const double* w = weights_of(weights, rows.rows);
   FS_REQUIRE(batch >= 1, "batch_size: expected an integer >= 1, got ", batch);
   const std::int64_t* indices = order ? order->data() : nullptr;
@@ -175,7 +184,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "gradient",
           [](Engine& engine, const py::array& x, const Weights& weights) {
-            const HostRows rows = rows_of("X", x, engine.n_features());
+            const RowSource rows = rows_of("X", x, engine.n_features());
             const double* w = weights_of(weights, rows.rows);
             py::gil_scoped_release release;
             const Cost cost = engine.gradient(rows, w);
@@ -186,7 +195,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "evaluate",
           [](Engine& engine, const py::array& x, const Weights& weights) {
-            const HostRows rows = rows_of("X", x, engine.n_features());
+            const RowSource rows = rows_of("X", x, engine.n_features());
             const double* w = weights_of(weights, rows.rows);
             py::gil_scoped_release release;
             const Cost cost = engine.evaluate(rows, w);
@@ -197,7 +206,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "encode",
           [](const Engine& engine, const py::array& x, py::array& out) {
-            const HostRows rows = rows_of("X", x, engine.n_features());
+            const RowSource rows = rows_of("X", x, engine.n_features());
             void* to = output_of(out, engine.dtype(), rows.rows, engine.code_width());
             py::gil_scoped_release release;
             engine.encode(rows, to);
@@ -206,7 +215,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "decode",
           [](const Engine& engine, const py::array& code, py::array& out) {
-            const HostRows rows = rows_of("H", code, engine.code_width());
+            const RowSource rows = rows_of("H", code, engine.code_width());
             void* to = output_of(out, engine.dtype(), rows.rows, engine.n_features());
             py::gil_scoped_release release;
             engine.decode(rows, to);
@@ -215,7 +224,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "reconstruct",
           [](const Engine& engine, const py::array& x, py::array& out) {
-            const HostRows rows = rows_of("X", x, engine.n_features());
+            const RowSource rows = rows_of("X", x, engine.n_features());
             void* to = output_of(out, engine.dtype(), rows.rows, engine.n_features());
             py::gil_scoped_release release;
             engine.reconstruct(rows, to);
@@ -224,7 +233,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "score",
           [](const Engine& engine, const py::array& x) {
-            const HostRows rows = rows_of("X", x, engine.n_features());
+            const RowSource rows = rows_of("X", x, engine.n_features());
             py::array_t<double> losses(rows.rows);
             double* to = losses.mutable_data();
             py::gil_scoped_release release;

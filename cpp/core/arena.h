@@ -19,10 +19,11 @@ class Arena {
   struct Named {
     std::string name;
     Tensor tensor;
+    bool shadowed = false;
   };
 
   // The tensor has no memory until allocate(); the reference stays valid for the arena's life.
-  Tensor& declare(std::string name, std::int64_t rows, std::int64_t cols, DType dtype);
+  Tensor& declare(std::string name, std::int64_t rows, std::int64_t cols, DType dtype, bool shadowed = false);
   std::size_t bytes() const;
   // Zeroed memory for all that was declared.
   void allocate(const Allocate& allocate);

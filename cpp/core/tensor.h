@@ -8,12 +8,13 @@
 
 namespace fastsae {
 
-enum class DType : std::uint8_t { f32, f64 };
+// Models compute in f32 or f64; bf16 rows may come in, and i32 numbers columns.
+enum class DType : std::uint8_t { f32, f64, bf16, i32 };
 
 template <class S>
 inline constexpr DType dtype_of = sizeof(S) == 4 ? DType::f32 : DType::f64;
 
-constexpr std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
+constexpr std::size_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::bf16 ? 2 : 4; }
 
 // The typed form that kernels hold.
 template <class S>
@@ -29,6 +30,8 @@ struct Tensor {
   std::int64_t cols = 0;
   std::int64_t stride = 0;  // elements from one row to the next
   DType dtype = DType::f32;
+  // The same elements as bf16, with the same stride, or null. Whatever writes the tensor writes both.
+  void* shadow = nullptr;
 
   bool exists() const { return data != nullptr; }
   std::int64_t size() const { return rows * cols; }
@@ -45,6 +48,7 @@ struct Tensor {
   Tensor slice_rows(std::int64_t begin, std::int64_t count) const {
     Tensor part = *this;
     part.data = static_cast<std::byte*>(data) + begin * stride * static_cast<std::int64_t>(size_of(dtype));
+    if (shadow != nullptr) part.shadow = static_cast<std::byte*>(shadow) + 2 * begin * stride;
     part.rows = count;
     return part;
   }

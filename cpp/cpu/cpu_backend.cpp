@@ -95,6 +95,8 @@ class CpuBackend final : public Backend {
 
   bool reads_host_memory() const override { return true; }
 
+  bool wants_shadows() const override { return false; }
+
   Memory allocate(std::size_t bytes) override {
     constexpr std::size_t kAlignment = 64;
     const std::size_t padded = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
@@ -121,6 +123,8 @@ class CpuBackend final : public Backend {
     pass.finish();
   }
 
+  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
+
   void copy(Tensor to, Tensor from) override {
     for (std::int64_t row = 0; row < from.rows; ++row) {
       std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
@@ -136,7 +140,7 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
+  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
     const ConvertRow convert = row_converter(source.dtype, out.dtype);
     const Cut blocks = map_blocks(out.rows, out.cols);
     parallel(blocks.parts, [&](std::int64_t part) {

@@ -13,7 +13,7 @@ constexpr std::int64_t kInferenceRows = 1024;                  // rows of one bl
 constexpr std::size_t kFullBatchBytes = std::size_t{1} << 30;  // scratch of a full-batch gradient
 
 Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
-  return {memory.data, rows, cols, cols, dtype};
+  return {memory.data, rows, cols, cols, dtype, memory.shadow};
 }
 
 Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
@@ -21,18 +21,18 @@ Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
 }
 
 // The caller's memory as a tensor, where no conversion is needed.
-bool usable_in_place(const Backend& backend, const HostRows& x, DType dtype) {
+bool usable_in_place(const Backend& backend, const RowSource& x, DType dtype) {
   return backend.reads_host_memory() && x.dtype == dtype &&
          x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
          x.stride_bytes >= x.cols * static_cast<std::int64_t>(size_of(dtype));
 }
 
-Tensor in_place(const HostRows& x, std::int64_t first, std::int64_t rows) {
+Tensor in_place(const RowSource& x, std::int64_t first, std::int64_t rows) {
   return {const_cast<std::byte*>(x.row(first)), rows, x.cols,
           x.stride_bytes / static_cast<std::int64_t>(size_of(x.dtype)), x.dtype};
 }
 
-bool finite_row(const HostRows& x, std::int64_t row) {
+bool finite_row(const RowSource& x, std::int64_t row) {
   const auto check = [&](auto s) {
     using S = decltype(s);
     const S* line = reinterpret_cast<const S*>(x.row(row));
@@ -41,8 +41,8 @@ bool finite_row(const HostRows& x, std::int64_t row) {
   return x.dtype == DType::f32 ? check(float{}) : check(double{});
 }
 
-HostRows rows_from(const HostRows& x, std::int64_t first, std::int64_t rows) {
-  HostRows part = x;
+RowSource rows_from(const RowSource& x, std::int64_t first, std::int64_t rows) {
+  RowSource part = x;
   part.data = x.row(first);
   part.rows = rows;
   return part;
@@ -106,7 +106,7 @@ void Engine::reserve(std::int64_t rows) {
   auto made = std::make_unique<Training>();
   made->rows = rows;
   made->number = ++reservations_;
-  made->x = &made->arena.declare("x", rows, n_features_, dtype_);
+  made->x = &made->arena.declare("x", rows, n_features_, dtype_, backend_->wants_shadows());
   made->weight = &made->arena.declare("weight", 1, rows, dtype_);
   model_->declare_scratch(made->arena, rows);
   made->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
@@ -117,7 +117,7 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
   const Training& scratch = *training_;
   Batch batch{scratch.x->slice_rows(0, count), shaped(*scratch.weight, 1, count)};
   const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
-  const HostRows x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
+  const RowSource x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
   if (order == nullptr && usable_in_place(*backend_, x, dtype_))
     batch.x = in_place(x, 0, count);
   else
@@ -127,7 +127,7 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
     backend_->fill(batch.weight, 1);
   } else {
     const std::int64_t offset = order == nullptr ? rows.first + done : 0;
-    const HostRows column{rows.weights + offset, rows.x.rows - offset, 1, sizeof(double), DType::f64};
+    const RowSource column{rows.weights + offset, rows.x.rows - offset, 1, sizeof(double), DType::f64};
     backend_->gather(column, order, shaped(batch.weight, count, 1));
   }
   return batch;
@@ -167,7 +167,7 @@ double Engine::Rows::total_weight() const {
   return total;
 }
 
-Cost Engine::full_batch(const HostRows& x, const double* weights, bool with_gradient) {
+Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gradient) {
   const std::unique_lock lock(model_mutex_);
   const Rows all{x, weights, nullptr, 0, x.rows};
   const double total = all.total_weight();
@@ -183,9 +183,9 @@ Cost Engine::full_batch(const HostRows& x, const double* weights, bool with_grad
   return cost;
 }
 
-Cost Engine::gradient(const HostRows& x, const double* weights) { return full_batch(x, weights, true); }
+Cost Engine::gradient(const RowSource& x, const double* weights) { return full_batch(x, weights, true); }
 
-Cost Engine::evaluate(const HostRows& x, const double* weights) { return full_batch(x, weights, false); }
+Cost Engine::evaluate(const RowSource& x, const double* weights) { return full_batch(x, weights, false); }
 
 void Engine::begin_step(const Rows& rows) {
   in_flight_.reserve(in_flight_.size() + 1);  // counting a step must not fail once it has begun
@@ -246,7 +246,7 @@ void Engine::explain(const Cost& cost, const Rows& rows) const {
                             "; the parameters are those of the step before. Lower learning_rate or scale X"));
 }
 
-void Engine::run(const HostRows& x, const double* weights, const std::int64_t* order, std::int64_t count,
+void Engine::run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
   std::unique_lock lock(model_mutex_, std::defer_lock);
   for (std::int64_t first = 0; first < count; first += batch) {
@@ -277,7 +277,7 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
   leased = std::make_unique<Inference>();
   leased->rows = rows;
   const auto declare = [&](const char* name, std::int64_t cols, DType dtype) -> Tensor& {
-    return leased->arena.declare(name, rows, cols, dtype);
+    return leased->arena.declare(name, rows, cols, dtype, backend_->wants_shadows() && dtype == dtype_);
   };
   Tensor* made[] = {
       &declare("work", model_->widest(), dtype_),  &declare("work", model_->widest(), dtype_),
@@ -291,7 +291,7 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
 }
 
 template <class Body>
-void Engine::infer(const HostRows& in, const Tensor& host_out, const Body& body) const {
+void Engine::infer(const RowSource& in, const Tensor& host_out, const Body& body) const {
   std::unique_ptr<Inference> scratch;
   {
     // Where steps are recorded, nothing may allocate beside them.
@@ -302,7 +302,7 @@ void Engine::infer(const HostRows& in, const Tensor& host_out, const Body& body)
   for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
     const std::int64_t count = std::min(kInferenceRows, in.rows - first);
     const Tensor target = host_out.slice_rows(first, count);
-    const HostRows rows = rows_from(in, first, count);
+    const RowSource rows = rows_from(in, first, count);
     if (backend_->reads_host_memory()) {
       const std::shared_lock lock(model_mutex_);
       body(input_block(rows, *scratch), target, *scratch);
@@ -318,28 +318,28 @@ void Engine::infer(const HostRows& in, const Tensor& host_out, const Body& body)
   inference_free_.push_back(std::move(scratch));
 }
 
-Tensor Engine::input_block(const HostRows& rows, const Inference& scratch) const {
+Tensor Engine::input_block(const RowSource& rows, const Inference& scratch) const {
   if (usable_in_place(*backend_, rows, dtype_)) return in_place(rows, 0, rows.rows);
   const Tensor staged = shaped(scratch.input, rows.rows, rows.cols);
   backend_->gather(rows, nullptr, staged);
   return staged;
 }
 
-void Engine::encode(const HostRows& x, void* code) const {
+void Engine::encode(const RowSource& x, void* code) const {
   infer(x, {code, x.rows, code_width(), code_width(), dtype_},
         [&](const Tensor& in, const Tensor& out, Inference& scratch) {
           model_->encode(in, out, scratch.work);
         });
 }
 
-void Engine::decode(const HostRows& code, void* x) const {
+void Engine::decode(const RowSource& code, void* x) const {
   infer(code, {x, code.rows, n_features_, n_features_, dtype_},
         [&](const Tensor& in, const Tensor& out, Inference& scratch) {
           model_->decode(in, out, scratch.work);
         });
 }
 
-void Engine::reconstruct(const HostRows& x, void* output) const {
+void Engine::reconstruct(const RowSource& x, void* output) const {
   infer(x, {output, x.rows, n_features_, n_features_, dtype_},
         [&](const Tensor& in, const Tensor& out, Inference& scratch) {
           const Tensor code = shaped(scratch.code, in.rows, code_width());
@@ -348,7 +348,7 @@ void Engine::reconstruct(const HostRows& x, void* output) const {
         });
 }
 
-void Engine::score(const HostRows& x, double* losses) const {
+void Engine::score(const RowSource& x, double* losses) const {
   infer(x, {losses, x.rows, 1, 1, DType::f64}, [&](const Tensor& in, const Tensor& out, Inference& scratch) {
     model_->score(in, shaped(scratch.code, in.rows, n_features_), out, scratch.work);
   });

@@ -35,18 +35,18 @@ class Engine {
   ~Engine();
 
   // J and its gradient, or J alone, over all rows at once. `weights` may be null.
-  Cost gradient(const HostRows& x, const double* weights);
-  Cost evaluate(const HostRows& x, const double* weights);
+  Cost gradient(const RowSource& x, const double* weights);
+  Cost evaluate(const RowSource& x, const double* weights);
   // One optimiser step for each batch of rows order[0 .. count): the last, shorter one is kept. With a null
   // order the rows are taken as they are. A batch that is not finite changes nothing and raises.
-  void run(const HostRows& x, const double* weights, const std::int64_t* order, std::int64_t count,
+  void run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
            std::int64_t batch);
 
   // Every call is safe from any thread. Inference runs side by side; a step has the model for itself.
-  void encode(const HostRows& x, void* code) const;
-  void decode(const HostRows& code, void* x) const;
-  void reconstruct(const HostRows& x, void* output) const;
-  void score(const HostRows& x, double* losses) const;
+  void encode(const RowSource& x, void* code) const;
+  void decode(const RowSource& code, void* x) const;
+  void reconstruct(const RowSource& x, void* output) const;
+  void score(const RowSource& x, double* losses) const;
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
   std::vector<std::string> names() const;
@@ -71,7 +71,7 @@ class Engine {
 
   // Rows order[first .. first + count) of x, or x's own rows without an order.
   struct Rows {
-    HostRows x;
+    RowSource x;
     const double* weights;
     const std::int64_t* order;
     std::int64_t first, count;
@@ -83,7 +83,7 @@ class Engine {
   Batch load(const Rows& rows, std::int64_t done, std::int64_t count);
   // Sums J and, on demand, its gradient over the rows.
   void compute(const Rows& rows, bool with_gradient);
-  Cost full_batch(const HostRows& x, const double* weights, bool with_gradient);
+  Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
   void begin_step(const Rows& rows);
   // Waits for the steps that were begun and counts them; raises if one was not finite.
   void settle();
@@ -91,9 +91,9 @@ class Engine {
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows) const;
   std::unique_ptr<Inference> lease(std::int64_t rows) const;
-  Tensor input_block(const HostRows& rows, const Inference& scratch) const;
+  Tensor input_block(const RowSource& rows, const Inference& scratch) const;
   template <class Body>
-  void infer(const HostRows& in, const Tensor& host_out, const Body& body) const;
+  void infer(const RowSource& in, const Tensor& host_out, const Body& body) const;
 
   const DType dtype_;
   const double rho_hat_decay_;  // 0 where no average moves

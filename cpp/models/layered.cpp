@@ -53,7 +53,7 @@ class Layered final : public Model {
     for (int i = 0; i < count; ++i) {
       Layer& layer = layers_[i];
       const Linear* tied_to = spec_.tied && i >= count / 2 ? &layers_[count - 1 - i].linear : nullptr;
-      layer.linear.declare(parameters, gradients, spec_.dtype, i + 1, tied_to);
+      layer.linear.declare(parameters, gradients, spec_.dtype, i + 1, backend_.wants_shadows(), tied_to);
       if (tied_to == nullptr) parameters_.push_back({layer.linear.weight, layer.linear.gradient, true});
       parameters_.push_back({layer.linear.bias, layer.linear.bias_gradient, false});
       if (layer.has_kl() && spec_.moving_rho_hat) {
@@ -68,9 +68,10 @@ class Layered final : public Model {
       const std::int64_t units = layer.spec.units;
       const std::string suffix = std::to_string(++number);
       const bool last = &layer == &layers_.back();
-      layer.delta = &scratch.declare("delta" + suffix, rows, units, spec_.dtype);
+      const bool shadowed = backend_.wants_shadows();
+      layer.delta = &scratch.declare("delta" + suffix, rows, units, spec_.dtype, shadowed);
       layer.activation =
-          last ? layer.delta : &scratch.declare("activation" + suffix, rows, units, spec_.dtype);
+          last ? layer.delta : &scratch.declare("activation" + suffix, rows, units, spec_.dtype, shadowed);
       layer.sums = &scratch.declare("sums" + suffix, 2, units, DType::f64);
       layer.delta_sums = &scratch.declare("delta_sums" + suffix, 1, units, DType::f64);
       layer.column = &scratch.declare("column" + suffix, 1, units, spec_.dtype);
@@ -195,7 +196,7 @@ class Layered final : public Model {
   }
 
   static Tensor shaped(Tensor memory, std::int64_t rows, std::int64_t cols) {
-    return {memory.data, rows, cols, cols, memory.dtype};
+    return {memory.data, rows, cols, cols, memory.dtype, memory.shadow};
   }
 
   Tensor input_of(std::size_t index, const Batch& batch) const {

@@ -82,14 +82,15 @@ OutputKernels choose_output_kernels(DType dtype, const std::string& activation, 
   return chosen;
 }
 
-void Linear::declare(Arena& parameters, Arena& gradients, DType dtype, int number, const Linear* tied_to) {
+void Linear::declare(Arena& parameters, Arena& gradients, DType dtype, int number, bool shadowed,
+                     const Linear* tied_to) {
   const std::string w = text("W", number), b = text("b", number);
   tied_ = tied_to != nullptr;
   if (tied_) {
     weight = tied_to->weight;
     gradient = tied_to->gradient;
   } else {
-    weight = &parameters.declare(w, units_, inputs_, dtype);
+    weight = &parameters.declare(w, units_, inputs_, dtype, shadowed);
     gradient = &gradients.declare("gradient." + w, units_, inputs_, dtype);
   }
   bias = &parameters.declare(b, 1, units_, dtype);

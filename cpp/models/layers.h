@@ -35,7 +35,8 @@ class Linear {
  public:
   Linear(std::int64_t inputs, std::int64_t units) : inputs_(inputs), units_(units) {}
 
-  void declare(Arena& parameters, Arena& gradients, DType dtype, int number, const Linear* tied_to);
+  void declare(Arena& parameters, Arena& gradients, DType dtype, int number, bool shadowed,
+               const Linear* tied_to);
 
   void forward(Backend& backend, Tensor in, Tensor out, const Kernel& kernel, Sums sums = {}) const {
     backend.product({in}, {*weight, !tied_}, out, false, &kernel, sums);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -212,7 +213,8 @@ def _engine_here(config: Config, estimator: SparseAutoencoder) -> Engine:
     try:
         return Engine(config, estimator.device)
     except DeviceError:
-        estimator.device = "auto"
+        estimator.device, estimator.precision = "auto", Config.precision
+        config = dataclasses.replace(config, precision=Config.precision)
     except ValueError:
         pass  # an option that cannot be is refused when it is used, as all options are
     return Engine(config)

@@ -27,6 +27,7 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
 DTYPES = ("float32", "float64")
+PRECISIONS = ("full", "tf32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Config:
         Constants of the optimisers. `momentum` serves momentum and nesterov; the last three Adam and AdamW.
     dtype : {"float32", "float64"}
         Type of the parameters and of all arithmetic.
+    precision : {"full", "tf32", "bf16"}
+        What the factors of matrix products are rounded to, on a GPU with ``dtype="float32"``: not at all, to 10
+        bits of mantissa, or to 7 bits. Sums, parameters and everything else stay float32.
     """
 
     n_features: int
@@ -111,6 +115,7 @@ class Config:
     beta2: float = 0.999
     epsilon: float = 1e-8
     dtype: str = "float32"
+    precision: str = "full"
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -188,6 +193,9 @@ class Config:
         check_real("beta2", self.beta2, 0.0, 1.0, "[)")
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("precision", self.precision, PRECISIONS)
+        if self.precision != "full" and self.dtype != "float32":
+            raise ValueError(f"precision={self.precision!r} needs dtype='float32', got {self.dtype!r}")
 
     def _validate_layer(self, index: int, layer: LayerConfig) -> None:
         if not isinstance(layer, LayerConfig):

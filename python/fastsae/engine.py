@@ -358,7 +358,8 @@ class Engine:
         try:
             self.__init__(state["config"], state["device"], state["full_batch_rows"])  # type: ignore[misc]
         except DeviceError:  # a model of a GPU that is not here
-            self.__init__(state["config"], "auto", state["full_batch_rows"])  # type: ignore[misc]
+            config = dataclasses.replace(state["config"], precision="full")
+            self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
 

@@ -82,6 +82,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         First weights.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
+    precision : {"full", "tf32", "bf16"}
+        What the factors of matrix products are rounded to, on a GPU with float32.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to compute.
     random_state : int, RandomState or None
@@ -154,6 +156,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
         dtype: str = Config.dtype,
+        precision: str = Config.precision,
         device: str = "auto",
         random_state: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -188,6 +191,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.tol = tol
         self.init = init
         self.dtype = dtype
+        self.precision = precision
         self.device = device
         self.random_state = random_state
         self.checkpoint = checkpoint

@@ -43,8 +43,7 @@ void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
     for (std::int64_t row = 0; row < out.rows; row += RowShape::rows) {
       SerialTeam<NoState> team(RowShape::members);
       RowShared<K> shared;
-      row_block(team, kernel, out.view<S>(), Tile{row, 0, out.rows, out.cols}, shared,
-                sums.into.as<double>());
+      row_block(team, kernel, Out<S>(out), Tile{row, 0, out.rows, out.cols}, shared, sums.into.as<double>());
     }
   } else {
     const std::int64_t parts = blocks_of(out.rows, MapShape::rows), count = K::sums * out.cols;
@@ -54,7 +53,7 @@ void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
       for (std::int64_t col = 0; col < out.cols; col += MapShape::cols) {
         SerialTeam<NoState> team(MapShape::members);
         MapShared<K> shared;
-        map_block(team, kernel, out.view<S>(), Tile{part * MapShape::rows, col, out.rows, out.cols}, shared,
+        map_block(team, kernel, Out<S>(out), Tile{part * MapShape::rows, col, out.rows, out.cols}, shared,
                   summing ? partial.of(part, count) : nullptr);
       }
     }
@@ -74,7 +73,7 @@ void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tenso
       SerialTeam<ProductState<S>> team(ProductShape::members);
       ProductShared<K> shared;
       product_block(team, kernel, strided<S>(a, true), strided<S>(b, false), a.cols(), accumulate,
-                    out.view<S>(), Tile{part * ProductShape::tile, col, out.rows, out.cols}, shared,
+                    Out<S>(out), Tile{part * ProductShape::tile, col, out.rows, out.cols}, shared,
                     summing ? partial.of(part, count) : nullptr);
     }
   }
@@ -109,6 +108,7 @@ struct Table<TypeList<Ks...>> {
 class SerialDevice final : public Backend {
  public:
   bool reads_host_memory() const override { return false; }
+  bool wants_shadows() const override { return false; }
   Memory allocate(std::size_t bytes) override {
     return Memory(std::calloc(bytes + 1, 1), [](void* p) { std::free(p); });
   }
@@ -121,6 +121,7 @@ class SerialDevice final : public Backend {
   void map(Tensor out, const Kernel& kernel, Sums sums) override {
     Table<KernelList>::map[kernel.index](kernel.bytes, out, sums);
   }
+  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
   void copy(Tensor to, Tensor from) override {
     for (std::int64_t row = 0; row < from.rows; ++row) {
       std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
@@ -134,7 +135,7 @@ class SerialDevice final : public Backend {
       }
     });
   }
-  void gather(const HostRows& source, const std::int64_t* order, Tensor out) override {
+  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
     FS_REQUIRE(source.dtype == out.dtype, "this test converts nothing");
     for (std::int64_t row = 0; row < out.rows; ++row) {
       std::memcpy(out.slice_rows(row, 1).data, source.row(order == nullptr ? row : order[row]),
@@ -230,9 +231,9 @@ double largest_difference(const Engine& a, const Engine& b) {
 void trains_as_the_cpu(const Case& c) {
   const std::string name = text(c.activation, " ", c.penalty, " ", c.output, " ", c.loss, " ", c.optimizer);
   const auto serial = engine_of(c, std::make_unique<SerialDevice>());
-  const auto cpu = engine_of(c, make_backend("cpu", {}));
+  const auto cpu = engine_of(c, make_backend("cpu", Precision::full, {}));
   const std::vector<double> data = numbers(kRows * kFeatures, 1), weights = numbers(kRows, 2);
-  const HostRows x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
+  const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
   for (Engine* engine : {serial.get(), cpu.get()}) {
     for (int epoch = 0; epoch < 4; ++epoch) engine->run(x, weights.data(), nullptr, kRows, kBatch);
   }
@@ -269,7 +270,7 @@ void a_bad_row_stops_the_steps_after_it() {
   const auto serial = engine_of(c, std::make_unique<SerialDevice>());
   const auto alone = engine_of(c, std::make_unique<SerialDevice>());
   std::vector<double> data = numbers(kRows * kFeatures, 1);
-  const HostRows x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
+  const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
   alone->run(x, nullptr, nullptr, 250, 50);
   data[270 * kFeatures + 3] = std::nan("");
   std::string message;

@@ -97,7 +97,7 @@ struct Fixture {
     }
   }
 
-  HostRows rows() const { return {x.data(), kRows, kFeatures, kFeatures * sizeof(S), dtype_of<S>}; }
+  RowSource rows() const { return {x.data(), kRows, kFeatures, kFeatures * sizeof(S), dtype_of<S>}; }
   void train(int epochs = 1) {
     for (int i = 0; i < epochs; ++i) engine.run(rows(), nullptr, order.data(), kRows, kBatch);
   }
@@ -115,7 +115,7 @@ struct Fixture {
   }();
   int polls_left = -1;  // cancels when it reaches 0
   Engine engine{model_spec(dtype_of<S>), kAdam,
-                make_backend("cpu",
+                make_backend("cpu", Precision::full,
                              [this] {
                                if (polls_left >= 0 && polls_left-- == 0) throw Cancelled();
                              }),
@@ -256,7 +256,7 @@ void bad_rows_change_nothing() {
   const auto before = tensors_of(f.engine);
   std::vector<float> x = f.x;
   x[5 * kFeatures + 3] = std::numeric_limits<float>::quiet_NaN();
-  HostRows rows = f.rows();
+  RowSource rows = f.rows();
   rows.data = x.data();
   check(throws<ValueError>([&] { f.engine.run(rows, nullptr, nullptr, kBatch, kBatch); }),
         "NaN is a ValueError");

@@ -1,0 +1,42 @@
+// The short formats that factors of products are rounded to.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace fastsae {
+
+union FloatBits {
+  float value;
+  std::uint32_t bits;
+};
+
+// The upper half of a float.
+struct Bf16 {
+  std::uint16_t bits;
+
+  FS_HD float value() const {
+    FloatBits wide;
+    wide.bits = static_cast<std::uint32_t>(bits) << 16;
+    return wide.value;
+  }
+  // To nearest, ties to even; a NaN stays one.
+  FS_HD static Bf16 round(float value) {
+    FloatBits wide;
+    wide.value = value;
+    if (value != value) return {static_cast<std::uint16_t>((wide.bits >> 16) | 0x40)};
+    return {static_cast<std::uint16_t>((wide.bits + 0x7fff + ((wide.bits >> 16) & 1)) >> 16)};
+  }
+};
+
+// A float with 10 bits of mantissa, as tensor cores take it: to nearest, ties away from zero.
+FS_HD float round_tf32(float value) {
+  FloatBits wide;
+  wide.value = value;
+  if (value - value != 0) return value;  // infinite or NaN
+  wide.bits = (wide.bits + 0x1000) & 0xffffe000u;
+  return wide.value;
+}
+
+}  // namespace fastsae
