@@ -24,7 +24,8 @@ struct Out {
   View<S> view;
   Bf16* shadow;
 
-  explicit Out(const Tensor& tensor) : view(tensor.view<S>()), shadow(static_cast<Bf16*>(tensor.shadow)) {}
+  explicit Out(const Tensor& tensor) : Out(tensor.view<S>(), static_cast<Bf16*>(tensor.shadow)) {}
+  FS_HD Out(View<S> elements, Bf16* copy) : view(elements), shadow(copy) {}
   FS_HD S at(std::int64_t row, std::int64_t col) const { return view(row, col); }
   FS_HD void put(std::int64_t row, std::int64_t col, S value) const {
     view(row, col) = value;

@@ -102,6 +102,11 @@ class CudaBackend final : public Backend {
     launch_map(kernel, out, sums, partials(&kernel, out), stream_.get());
   }
 
+  void map_each(std::span<const Mapped> items) override {
+    use_device();
+    launch_map_each(items, stream_.get());
+  }
+
   void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
 
   void copy(Tensor to, Tensor from) override {
@@ -134,9 +139,9 @@ class CudaBackend final : public Backend {
     upload({from, to.rows, to.cols, static_cast<std::int64_t>(to.row_bytes()), to.dtype}, nullptr, to);
   }
 
-  void add_total(const Tensor& of, double scale, double* to) override {
+  void add_totals(std::span<const Total> totals) override {
     use_device();
-    launch_add_total(of, scale, to, stream_.get());
+    launch_add_totals(totals, stream_.get());
   }
 
   // The first run of a key is eager and settles all memory; the second is recorded; later ones replay.

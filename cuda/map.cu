@@ -1,4 +1,5 @@
 // Passes over a matrix without a product, and the small reductions.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -28,6 +29,34 @@ __global__ void __launch_bounds__(RowShape::members)
   row_block(team, kernel, out, Tile{std::int64_t{blockIdx.x} * RowShape::rows, 0, rows, cols}, shared, sums);
 }
 
+// Several tensors in one launch: each block looks up which of them it is of.
+template <class K>
+struct Group {
+  static constexpr int capacity = 12;
+  struct Item {
+    K kernel;
+    View<typename K::Scalar> view;
+    Bf16* shadow;
+    std::int64_t rows, cols;
+    unsigned first_block;
+  };
+  Item items[capacity];
+  int count = 0;
+};
+
+template <class K>
+__global__ void __launch_bounds__(MapShape::members) group_kernel(const __grid_constant__ Group<K> group) {
+  __shared__ MapShared<K> shared;
+  BlockTeam<NoState> team;
+  int i = group.count - 1;
+  while (blockIdx.x < group.items[i].first_block) --i;
+  const auto& item = group.items[i];
+  const std::int64_t block = blockIdx.x - item.first_block;
+  const std::int64_t wide = (item.cols + MapShape::cols - 1) / MapShape::cols;
+  const Tile tile{block / wide * MapShape::rows, block % wide * MapShape::cols, item.rows, item.cols};
+  map_block(team, item.kernel, Out<typename K::Scalar>(item.view, item.shadow), tile, shared, nullptr);
+}
+
 using Launch = void (*)(const std::byte*, const Tensor&, double*, cudaStream_t);
 
 template <class K>
@@ -46,18 +75,67 @@ void launch_one(const std::byte* bytes, const Tensor& out, double* sums, cudaStr
   FS_CUDA(cudaGetLastError());
 }
 
+template <class K>
+void launch_group(std::span<const Mapped> items, cudaStream_t stream) {
+  using S = typename K::Scalar;
+  while (!items.empty()) {
+    Group<K> group;
+    unsigned blocks = 0;
+    const std::size_t count = std::min<std::size_t>(items.size(), Group<K>::capacity);
+    for (const Mapped& from : items.first(count)) {
+      auto& item = group.items[group.count++];
+      std::memcpy(&item.kernel, from.kernel.bytes, sizeof(K));
+      item.view = from.out.view<S>();
+      item.shadow = static_cast<Bf16*>(from.out.shadow);
+      item.rows = from.out.rows;
+      item.cols = from.out.cols;
+      item.first_block = blocks;
+      blocks += blocks_of(item.rows, MapShape::rows) * blocks_of(item.cols, MapShape::cols);
+    }
+    group_kernel<K><<<blocks, MapShape::members, 0, stream>>>(group);
+    FS_CUDA(cudaGetLastError());
+    items = items.subspan(count);
+  }
+}
+
+// Passes that read a product or sum something are never grouped: null there.
+using LaunchGroup = void (*)(std::span<const Mapped>, cudaStream_t);
+template <class K>
+constexpr LaunchGroup group_of() {
+  if constexpr (!K::epilogue && K::pass == Pass::each)
+    return launch_group<K>;
+  else
+    return nullptr;
+}
+
 template <class List>
 struct Table;
 template <class... Ks>
 struct Table<TypeList<Ks...>> {
   static constexpr std::array<Launch, sizeof...(Ks)> launch{launch_one<Ks>...};
+  static constexpr std::array<LaunchGroup, sizeof...(Ks)> group{group_of<Ks>()...};
 };
 
-__global__ void __launch_bounds__(TotalShape::members)
-    total_kernel(View<const double> of, std::int64_t rows, std::int64_t cols, double scale, double* to) {
+struct Totals {
+  static constexpr int capacity = 24;
+  struct Item {
+    View<const double> of;
+    std::int64_t rows, cols;
+    double scale;
+    double* to;
+  };
+  Item items[capacity];
+  int count = 0;
+};
+
+// One block, so that numbers which several tensors are added to get them in order.
+__global__ void __launch_bounds__(TotalShape::members) total_kernel(const __grid_constant__ Totals totals) {
   __shared__ TotalShared shared;
   BlockTeam<NoState> team;
-  total_block(team, of, rows, cols, scale, shared, to);
+  for (int i = 0; i < totals.count; ++i) {
+    const Totals::Item& x = totals.items[i];
+    total_block(team, x.of, x.rows, x.cols, x.scale, shared, x.to);
+  }
 }
 
 template <class S>
@@ -76,15 +154,28 @@ __global__ void shadow_kernel(Out<S> of, std::int64_t rows, std::int64_t cols) {
 
 void launch_map(const Kernel& kernel, Tensor out, Sums sums, double* partial, cudaStream_t stream) {
   const bool columns = kernel.pass == Pass::col_sum && sums.into.exists();
-  double* target = columns ? partial : kernel.pass == Pass::row_sum ? sums.into.as<double>() : nullptr;
-  Table<KernelList>::launch[kernel.index](kernel.bytes, out, target, stream);
-  if (columns)
+  // The sums of a single row of blocks are complete at once.
+  const bool parts = columns && (out.rows > MapShape::rows || sums.accumulate);
+  double* into = kernel.pass == Pass::each ? nullptr : sums.into.as<double>();
+  Table<KernelList>::launch[kernel.index](kernel.bytes, out, parts ? partial : into, stream);
+  if (parts)
     launch_add_parts(partial, blocks_of(out.rows, MapShape::rows), kernel.sums * out.cols, sums, stream);
 }
 
-void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t stream) {
-  total_kernel<<<1, TotalShape::members, 0, stream>>>(of.view<const double>(), of.rows, of.cols, scale, to);
-  FS_CUDA(cudaGetLastError());
+void launch_map_each(std::span<const Mapped> items, cudaStream_t stream) {
+  if (!items.empty()) Table<KernelList>::group[items.front().kernel.index](items, stream);
+}
+
+void launch_add_totals(std::span<const Total> totals, cudaStream_t stream) {
+  while (!totals.empty()) {
+    Totals group;
+    const std::size_t count = std::min<std::size_t>(totals.size(), Totals::capacity);
+    for (const auto& [of, scale, to] : totals.first(count))
+      group.items[group.count++] = {of.view<const double>(), of.rows, of.cols, scale, to};
+    total_kernel<<<1, TotalShape::members, 0, stream>>>(group);
+    FS_CUDA(cudaGetLastError());
+    totals = totals.subspan(count);
+  }
 }
 
 void launch_fill(const Tensor& to, double value, cudaStream_t stream) {

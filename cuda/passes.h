@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
+
 #include "backend/backend.h"
 #include "kernels/kernel.h"
 
@@ -10,6 +12,8 @@ namespace fastsae::cuda {
 
 // The kernel on each element of out. `partial` has room for partial_doubles(); sums are complete when it returns.
 void launch_map(const Kernel& kernel, Tensor out, Sums sums, double* partial, cudaStream_t stream);
+// The same for kernels of one struct over several tensors, without sums.
+void launch_map_each(std::span<const Mapped> items, cudaStream_t stream);
 // out = A B (+ out), then the kernel (or nothing).
 void launch_product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums,
                     double* partial, cudaStream_t stream);
@@ -18,7 +22,7 @@ bool has_product(const Kernel* kernel);
 // Doubles of scratch that the sums of a pass or a product over `out` need.
 std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 
-void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t stream);
+void launch_add_totals(std::span<const Total> totals, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
 // Brings the shadow of a tensor up to date.
 void launch_shadow(const Tensor& of, cudaStream_t stream);

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tolerances import FLOAT64, GOLDEN, bound
 
-from fastsae import Config, Engine, LayerConfig, _core
+from fastsae import Config, DeviceError, Engine, LayerConfig, _core
 from fastsae import config as options
 from fastsae.initializers import initialize
 from fastsae.reference import ACTIVATIONS, CLAMP, LOSSES, OPTIMIZERS, PENALTIES, Layered
@@ -640,6 +640,7 @@ FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "beta2": ({}, [0.0, 0.5]),
     "epsilon": ({}, [1e-2]),
     "dtype": ({}, ["float32"]),
+    "precision": ({"dtype": "float32"}, ["tf32", "bf16"]),
 }
 LAYER_FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "units": ({}, [H + 1]),
@@ -662,7 +663,7 @@ def fingerprint(config: Config, device: str) -> list[np.ndarray]:
 def changes(config: Config, changed: Config, device: str) -> bool:
     try:
         after = fingerprint(changed, device)
-    except ValueError:
+    except (ValueError, DeviceError):
         return True
     before = fingerprint(config, device)
     return len(before) != len(after) or any(

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "core/arena.h"
@@ -36,6 +37,19 @@ struct Factor {
   std::int64_t cols() const { return transposed ? tensor.rows : tensor.cols; }
 };
 
+// A tensor and what a pass does with its elements.
+struct Mapped {
+  Tensor out;
+  Kernel kernel;
+};
+
+// A number on the device: scale times the sum of a tensor of doubles, row after row, is added to it.
+struct Total {
+  Tensor of;
+  double scale;
+  double* to;
+};
+
 // The k largest of each row of x weight' + bias and the columns they are in, in the order of kernels/selection.h.
 struct Selection {
   Tensor x;        // [rows x width]
@@ -63,6 +77,8 @@ class Backend {
   virtual void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) = 0;
   // The kernel on each element of out.
   virtual void map(Tensor out, const Kernel& kernel, Sums sums) = 0;
+  // The same for several tensors at once, with kernels of one struct and without sums.
+  virtual void map_each(std::span<const Mapped> items) = 0;
   // An encoder product and its selection; rows x latents is never stored.
   virtual void encode_select(const Selection& selection) = 0;
   virtual void copy(Tensor to, Tensor from) = 0;
@@ -72,8 +88,7 @@ class Backend {
   // Dense host memory of the tensor's own type.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void write(const Tensor& to, const void* from) = 0;
-  // Adds scale times the sum of all elements of a tensor of doubles, row after row, to a number on the device.
-  virtual void add_total(const Tensor& of, double scale, double* to) = 0;
+  virtual void add_totals(std::span<const Total> totals) = 0;
   // Runs the calls of a step. A device may record them and replay the record whenever the key comes again, so
   // that between two steps of one key only memory may change, and the body must not read or wait.
   virtual void step(std::int64_t key, const std::function<void()>& body) = 0;

@@ -123,6 +123,24 @@ class CpuBackend final : public Backend {
     pass.finish();
   }
 
+  // One task for each block of each tensor.
+  void map_each(std::span<const Mapped> items) override {
+    FlushDenormals flush;
+    const auto cut = [](const Mapped& item) { return map_blocks(item.out.rows, item.out.cols); };
+    std::int64_t blocks = 0;
+    for (const Mapped& item : items) blocks += cut(item).parts;
+    parallel(
+        blocks,
+        [&](std::int64_t block) {
+          const Mapped* item = items.data();
+          for (; block >= cut(*item).parts; ++item) block -= cut(*item).parts;
+          const Range rows = cut(*item)[block];
+          find_loop(item->kernel)(item->kernel.bytes, item->out, {rows.begin, rows.end, 0, item->out.cols},
+                                  nullptr, 0);
+        },
+        false);
+  }
+
   void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
 
   void copy(Tensor to, Tensor from) override {
@@ -165,12 +183,14 @@ class CpuBackend final : public Backend {
     copy(to, dense);
   }
 
-  void add_total(const Tensor& of, double scale, double* to) override {
-    double sum = 0;
-    for (std::int64_t row = 0; row < of.rows; ++row) {
-      for (std::int64_t col = 0; col < of.cols; ++col) sum += of.as<double>()[row * of.stride + col];
+  void add_totals(std::span<const Total> totals) override {
+    for (const auto& [of, scale, to] : totals) {
+      double sum = 0;
+      for (std::int64_t row = 0; row < of.rows; ++row) {
+        for (std::int64_t col = 0; col < of.cols; ++col) sum += of.as<double>()[row * of.stride + col];
+      }
+      *to += scale * sum;
     }
-    *to += scale * sum;
   }
 
   void step(std::int64_t, const std::function<void()>& body) override { body(); }

@@ -38,6 +38,7 @@ void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
 }
 
 void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory& memory) {
+  updates_.clear();
   with_named<OptimizerSteps>("optimizer", step_name(spec_.name), [&](auto kind) {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Parameter& p = parameters[i];
@@ -55,10 +56,11 @@ void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory
                                                constants,
                                                memory.scalars,
                                                memory.log};
-        backend_.map(*p.value, as_kernel(update), {});
+        updates_.push_back({*p.value, as_kernel(update)});
       });
     }
   });
+  backend_.map_each(updates_);
 }
 
 }  // namespace fastsae

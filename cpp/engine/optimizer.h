@@ -36,6 +36,7 @@ class Optimizer {
   OptimizerSpec spec_;
   Backend& backend_;
   std::vector<Moments> moments_;
+  std::vector<Mapped> updates_;  // of a step; kept so that no step allocates
 };
 
 }  // namespace fastsae

@@ -123,21 +123,24 @@ class Layered final : public Model {
   void close(bool logged) override {
     StepTotals* totals = memory_.as_totals();
     backend_.fill(memory_.totals, 0);
-    backend_.add_total(layers_.back().sums->slice_rows(1, 1), 1, &totals->loss);
+    std::vector<Total>& sums = totals_;
+    sums.clear();
+    sums.push_back({layers_.back().sums->slice_rows(1, 1), 1, &totals->loss});
     for (Layer& layer : layers_) {
       const double beta = layer.spec.beta;
       if (layer.has_kl())
-        backend_.add_total(*layer.kl, beta, &totals->kl);
+        sums.push_back({*layer.kl, beta, &totals->kl});
       else if (layer.has_penalty())
-        backend_.add_total(layer.sums->slice_rows(1, 1), beta, &totals->element_penalty);
-      if (with_gradient_) backend_.add_total(*layer.bias_sums, 1, &totals->squared_gradient);
+        sums.push_back({layer.sums->slice_rows(1, 1), beta, &totals->element_penalty});
+      if (with_gradient_) sums.push_back({*layer.bias_sums, 1, &totals->squared_gradient});
       if (layer.linear.tied()) continue;
       if (with_gradient_)
-        backend_.add_total(layer.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient);
+        sums.push_back({layer.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient});
       else
         backend_.map(*layer.linear.gradient, decayed(layer, 0), {*layer.weight_sums});
-      backend_.add_total(layer.weight_sums->slice_rows(1, 1), 1, &totals->squared_weights);
+      sums.push_back({layer.weight_sums->slice_rows(1, 1), 1, &totals->squared_weights});
     }
+    backend_.add_totals(sums);
     const CloseStep closing{totals,        memory_.scalars, memory_.cost, logged ? memory_.log : nullptr,
                             loss_factor(), decay() / 2};
     Tensor one = memory_.totals;
@@ -271,6 +274,7 @@ class Layered final : public Model {
   std::vector<Layer> layers_;
   OutputKernels output_{};
   std::vector<Parameter> parameters_;
+  std::vector<Total> totals_;  // of a step; kept so that no step allocates
   StepMemory memory_;
   bool with_gradient_ = false, one_chunk_ = true, first_ = true;
 };

@@ -148,10 +148,16 @@ class SerialDevice final : public Backend {
   void write(const Tensor& to, const void* from) override {
     copy(to, {const_cast<void*>(from), to.rows, to.cols, to.cols, to.dtype});
   }
-  void add_total(const Tensor& of, double scale, double* to) override {
+  void map_each(std::span<const Mapped> items) override {
+    for (const Mapped& item : items) map(item.out, item.kernel, {});
+  }
+  void add_totals(std::span<const Total> totals) override {
     SerialTeam<NoState> team(TotalShape::members);
     TotalShared shared;
-    total_block(team, of.view<const double>(), of.rows, of.cols, scale, shared, to);
+    for (const Total& total : totals) {
+      total_block(team, total.of.view<const double>(), total.of.rows, total.of.cols, total.scale, shared,
+                  total.to);
+    }
   }
   void step(std::int64_t, const std::function<void()>& body) override { body(); }
   std::int64_t steps_in_flight() const override { return kStepsInFlight; }
