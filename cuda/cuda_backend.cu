@@ -10,6 +10,7 @@
 #include "backend/plugin.h"
 #include "handles.h"
 #include "passes.h"
+#include "select_tiles.h"
 
 namespace fastsae::cuda {
 namespace {
@@ -107,7 +108,15 @@ class CudaBackend final : public Backend {
     launch_map_each(items, stream_.get());
   }
 
-  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
+  void encode_select(const Selection& selection) override {
+    use_device();
+    const ScoreTile tile = score_tile(selection.x.rows, selection.weight.rows, selection.x.dtype);
+    for_each_score_tile(selection, tile, room(scores_, tile.bytes(selection.x.dtype)),
+                        [&](const Selection& part, const Tensor& scores, std::int64_t first) {
+                          score(*this, part, scores);
+                          launch_select(scores, first, part.values, part.indices, stream_.get());
+                        });
+  }
 
   void copy(Tensor to, Tensor from) override {
     use_device();
@@ -217,17 +226,25 @@ class CudaBackend final : public Backend {
     return Graph(executable);
   }
 
-  // Room for partial sums. All passes of the stream share it: each has added its own up before the next begins.
-  double* partials(const Kernel* kernel, const Tensor& out) {
-    const std::size_t doubles = partial_doubles(kernel, out);
-    if (doubles > partial_doubles_) {
+  // Memory that passes of the stream share one after the other; it grows when a step is run for the first time.
+  struct Scratch {
+    Memory memory;
+    std::size_t bytes = 0;
+  };
+
+  void* room(Scratch& scratch, std::size_t bytes) {
+    if (bytes > scratch.bytes) {
       graphs_.clear();  // they hold the old address
-      partial_.reset();
-      partial_doubles_ = 0;
-      partial_ = allocate(doubles * sizeof(double));
-      partial_doubles_ = doubles;
+      scratch = {};
+      scratch.memory = allocate(bytes);
+      scratch.bytes = bytes;
     }
-    return static_cast<double*>(partial_.get());
+    return scratch.memory.get();
+  }
+
+  // All passes share it: each has added its own sums up before the next begins.
+  double* partials(const Kernel* kernel, const Tensor& out) {
+    return static_cast<double*>(room(partial_, partial_doubles(kernel, out) * sizeof(double)));
   }
 
   void copy_rows(const Tensor& to, const void* from, std::int64_t from_stride, cudaMemcpyKind kind) {
@@ -249,8 +266,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
   std::unique_ptr<Staging> staging_;
   std::list<Recorded> graphs_;
-  Memory partial_;
-  std::size_t partial_doubles_ = 0;
+  Scratch partial_, scores_;
 };
 
 }  // namespace

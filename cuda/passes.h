@@ -22,6 +22,10 @@ bool has_product(const Kernel* kernel);
 // Doubles of scratch that the sums of a pass or a product over `out` need.
 std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 
+// Brings the k largest of each row up to date with a tile of scores, whose first column is `first`.
+void launch_select(const Tensor& scores, std::int64_t first, const Tensor& values, const Tensor& indices,
+                   cudaStream_t stream);
+
 void launch_add_totals(std::span<const Total> totals, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
 // Brings the shadow of a tensor up to date.
