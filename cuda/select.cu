@@ -8,7 +8,7 @@ namespace fastsae::cuda {
 namespace {
 
 template <class S>
-__global__ void __launch_bounds__(SelectShape::members)
+__global__ void __launch_bounds__(SelectShape::members, SelectShape::resident)
     select_kernel(const S* scores, std::int64_t stride, std::int32_t first, std::int32_t cols, Out<S> values,
                   View<std::int32_t> indices, std::int32_t k) {
   __shared__ SelectShared<S> shared;

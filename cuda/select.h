@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "blocks.h"
 #include "kernels/selection.h"
@@ -18,6 +19,7 @@ namespace fastsae::cuda {
 // 256 members take 64 bytes of scores each, in vectors of 16: a slab of columns.
 struct SelectShape {
   static constexpr int members = 256, most = 512;  // `most` bounds k
+  static constexpr int resident = 4;  // blocks on a multiprocessor: what 64 registers a member leave room for
   static constexpr int groups = 16, group = members / groups;
   template <class S>
   static constexpr int vector = 16 / sizeof(S);
@@ -39,25 +41,26 @@ struct Ranked {
 
 template <class S>
 struct SelectState {
-  SelectKey<S> key[SelectShape::each<S>];
+  S score[SelectShape::each<S>];
+  SelectKey<S> key[SelectShape::each<S>];  // only where a bar is raised
 };
 
 template <class S>
 struct SelectShared {
   Ranked<SelectKey<S>> entries[3]
                               [SelectShape::most];  // the list and what enters it take turns; that in order
-  std::int32_t count[SelectShape::members];
-  std::int32_t sum[SelectShape::groups];
+  std::uint32_t part[SelectShape::members];
+  std::uint32_t whole[SelectShape::groups];
 };
 
-// Columns [first, first + cols) of a row's scores, 16-byte aligned, with memory to the end of the last vector.
+// Columns [first, first + cols) of a row's scores: 16-byte aligned, with memory to the end of the last vector.
 template <class S>
 struct ScoreRow {
   const S* scores;
   std::int32_t first, cols;
 };
 
-// Where a row's k best are: sorted, complete as far as there are so many columns.
+// Where a row's k best are. The first columns of all are k at least.
 template <class S>
 struct SelectedRow {
   Out<S> values;
@@ -73,15 +76,26 @@ class RowSelect {
   using Entry = Ranked<Key>;
   using State = SelectState<S>;
   static constexpr int kVector = Shape::vector<S>, kEach = Shape::each<S>, kSlab = Shape::slab<S>;
+  static constexpr S kLeast = -std::numeric_limits<S>::infinity();
+  static constexpr S kNan = std::numeric_limits<S>::quiet_NaN();
 
-  // An element of a slab passes with this key and place or greater ones. Places count down: the first column has the
-  // greatest.
+  // Passed by what is greater than the list's last element and comes after it, and by NaN. With NaN as the least,
+  // which is where the list is empty, by all.
+  struct Least {
+    S least;
+    FS_HD bool operator()(const State& state, int i, int) const { return !(state.score[i] <= least); }
+    FS_HD static Key key(const State& state, int i) { return selection_key(state.score[i]); }
+  };
+
+  // Passed by this key and place in the slab, and by greater ones. Places count down: the first column has the
+  // greatest. What is beyond the row counts as -infinity, and so comes after all that is in it.
   struct Bar {
-    Key key;
+    Key own;
     int place;
-    FS_HD bool passed_by(Key its_key, int its_place) const {
-      return its_key != key ? its_key > key : its_place >= place;
+    FS_HD bool operator()(const State& state, int i, int its_place) const {
+      return state.key[i] != own ? state.key[i] > own : its_place >= place;
     }
+    FS_HD static Key key(const State& state, int i) { return state.key[i]; }
   };
 
  public:
@@ -90,34 +104,39 @@ class RowSelect {
 
   FS_HD void run(const ScoreRow<S>& row) {
     const int k = best_.k;
-    int held = row.first < k ? row.first : k;
-    const int held_before = held;
-    const int room = 2 * k < 64 ? 64 : 2 * k < Shape::most ? 2 * k : Shape::most;
-    const std::int32_t first = row.first;
-    // Equal keys do not pass: no place is so great. No score has key 0.
-    Bar bar{held == k ? selection_key(best_.values.at(best_.row, k - 1)) : Key(0), kSlab};
-    bool fetched = false;
+    const int room = 2 * k < 64 ? 64 : 2 * k < Shape::most ? 2 * k : Shape::most;  // for what enters
+    const int held_before = row.first == 0 ? 0 : k;
+    int held = held_before;
+    bool changed = false;
+    Least least{held == 0 ? kNan : best_.values.at(best_.row, k - 1)};
     for (int from = 0; from < row.cols; from += kSlab) {
+      if (held > 0 && least.least != least.least)
+        break;  // NaN to the end of the list: nothing comes before it
       int found = total([&](int member, State& state) {
         load(member, row, from, state);
-        return passing(member, bar, state);
+        return passing(member, state, least);
       });
       if (found == 0) continue;
-      const Bar entering = found > room ? raised(k, room, found) : bar;
-      team_.phase([&](int member, State& state) {
-        if (!fetched) fetch(member, held_before);
-        append(member, entering, first + from, state);
-      });
-      fetched = true;
+      const auto append_those = [&](const auto& passes) {
+        team_.phase([&](int member, State& state) {
+          if (!changed) fetch(member, held_before);
+          append(member, state, row.first + from, passes);
+        });
+      };
+      if (found > room)
+        append_those(raised(k, room, found));
+      else
+        append_those(least);
       put_in_order(found);
       merge(held, found);
+      changed = true;
+      held = k;
       list_ = 1 - list_;
-      held = held + found < k ? held + found : k;
-      if (held == k) bar.key = shared_.entries[list_][k - 1].key;
+      least.least = selection_value(shared_.entries[list_][k - 1].key);
     }
-    if (!fetched) return;
+    if (!changed) return;
     team_.phase([&](int member, State&) {
-      for (int i = member; i < held; i += Shape::members) {
+      for (int i = member; i < k; i += Shape::members) {
         const Entry& entry = shared_.entries[list_][i];
         best_.values.put(best_.row, i, selection_value(entry.key));
         best_.indices(best_.row, i) = entry.column;
@@ -131,67 +150,95 @@ class RowSelect {
     return (i / kVector * Shape::members + member) * kVector + i % kVector;
   }
 
-  // Keys of a member's scores; 0 beyond the row.
   FS_HD static void load(int member, const ScoreRow<S>& row, int from, State& state) {
     struct alignas(16) Vector {
       S of[kVector];
     };
+    Vector vectors[kEach / kVector];
     FS_UNROLL
-    for (int i = 0; i < kEach; i += kVector) {
-      const int col = from + local(member, i);
-      Vector vector{};
-      if (col < row.cols) vector = *reinterpret_cast<const Vector*>(row.scores + col);
+    for (int i = 0; i < kEach / kVector; ++i) {  // all are asked for before any is looked at
+      const int col = from + local(member, i * kVector);
       FS_UNROLL
-      for (int j = 0; j < kVector; ++j) {
-        state.key[i + j] = col + j < row.cols ? selection_key(vector.of[j]) : Key(0);
+      for (int j = 0; j < kVector; ++j) vectors[i].of[j] = kLeast;
+      if (col < row.cols) vectors[i] = *reinterpret_cast<const Vector*>(row.scores + col);
+    }
+    FS_UNROLL
+    for (int i = 0; i < kEach / kVector; ++i) {
+      const int left = row.cols - from - local(member, i * kVector);
+      if (left < kVector) {
+        FS_UNROLL
+        for (int j = 0; j < kVector; ++j) vectors[i].of[j] = j < left ? vectors[i].of[j] : kLeast;
       }
+      FS_UNROLL
+      for (int j = 0; j < kVector; ++j) state.score[i * kVector + j] = vectors[i].of[j];
     }
   }
 
-  FS_HD static int passing(int member, Bar bar, const State& state) {
-    int count = 0;
+  template <class Passes>
+  FS_HD static std::uint32_t passing(int member, const State& state, const Passes& passes) {
+    std::uint32_t count = 0;
     FS_UNROLL
-    for (int i = 0; i < kEach; ++i) {
-      if (bar.passed_by(state.key[i], kSlab - 1 - local(member, i))) ++count;
-    }
+    for (int i = 0; i < kEach; ++i) count += passes(state, i, kSlab - 1 - local(member, i)) ? 1 : 0;
     return count;
   }
 
-  // The sum of what the members count; leaves the counts and the sums of groups of members in shared memory.
-  template <class Count>
-  FS_HD int total(const Count& count) {
-    team_.phase([&](int member, State& state) { shared_.count[member] = count(member, state); });
+  // What the members have, combined; leaves what each has and what each group of them has in shared memory.
+  template <class Of, class Combine>
+  FS_HD std::uint32_t combined(const Of& of, const Combine& combine) {
+    team_.phase([&](int member, State& state) { shared_.part[member] = of(member, state); });
     team_.phase([&](int member, State&) {
       if (member >= Shape::groups) return;
-      int sum = 0;
+      const std::uint32_t* part = shared_.part + member * Shape::group;
+      std::uint32_t whole = part[0];
       FS_UNROLL
-      for (int i = 0; i < Shape::group; ++i) sum += shared_.count[member * Shape::group + i];
-      shared_.sum[member] = sum;
+      for (int i = 1; i < Shape::group; ++i) whole = combine(whole, part[i]);
+      shared_.whole[member] = whole;
     });
-    int all = 0;
+    std::uint32_t all = shared_.whole[0];
     FS_UNROLL
-    for (int group = 0; group < Shape::groups; ++group) all += shared_.sum[group];
+    for (int i = 1; i < Shape::groups; ++i) all = combine(all, shared_.whole[i]);
     return all;
   }
 
-  // A bar that at least k elements of the slab pass and at most `room`, where more than `room` are there: its bits
-  // one by one, the key's and then, if ties ask for it, the place's. `found` becomes how many pass.
+  template <class Count>
+  FS_HD int total(const Count& count) {
+    return static_cast<int>(combined(count, [](std::uint32_t a, std::uint32_t b) { return a + b; }));
+  }
+
+  // A bar that at least k elements of the slab pass and at most `room`, where more are there: bit by bit, those of the
+  // key and then, if ties ask for it, those of the place. `found` becomes the number of those that pass.
   FS_HD Bar raised(int k, int room, int& found) {
+    constexpr int bits = 8 * sizeof(Key), low_bits = bits - 32;
+    const auto keys = [&](int, State& state) {
+      Key greatest = 0;
+      FS_UNROLL
+      for (int i = 0; i < kEach; ++i) {
+        state.key[i] = selection_key(state.score[i]);
+        greatest = state.key[i] > greatest ? state.key[i] : greatest;
+      }
+      return static_cast<std::uint32_t>(greatest >> low_bits);
+    };
+    const std::uint32_t greatest =
+        combined(keys, [](std::uint32_t a, std::uint32_t b) { return a > b ? a : b; });
     Bar bar{0, 0};
-    const auto enough = [&](Bar higher) {
-      const int passed = total([&](int member, State& state) { return passing(member, higher, state); });
+    const auto rises_to = [&](Bar higher, const auto& passes) {
+      const int passed =
+          total([&](int member, const State& state) { return passing(member, state, passes); });
       if (passed < k) return false;
       bar = higher;
       found = passed;
       return passed <= room;
     };
-    for (Key bit = Key(1) << (8 * sizeof(Key) - 1); bit != 0; bit >>= 1) {
-      if (enough({bar.key | bit, 0})) return bar;
+    for (int bit = bits - 1; bit >= 0; --bit) {
+      const Key key = bar.own | Key(1) << bit;
+      if (key >> low_bits > greatest) continue;  // which spares most of an exponent
+      if (rises_to({key, 0}, [&](const State& state, int i, int) { return state.key[i] >= key; })) return bar;
     }
-    for (int bit = kSlab / 2; bit != 0; bit /= 2) {
-      if (enough({bar.key, bar.place | bit})) return bar;
+    for (int bit = kSlab / 2; bit > 0; bit /= 2) {
+      const Bar higher{bar.own, bar.place | bit};
+      if (rises_to(higher, higher)) return bar;
     }
-    return bar;  // not reached: exactly k pass the bar that has all bits of the k-th element
+    return bar;  // not reached: exactly k pass the bar that is the k-th element's own
   }
 
   // The list as the last chunk left it.
@@ -201,18 +248,19 @@ class RowSelect {
     }
   }
 
-  // Puts a member's elements behind those of the members before it.
-  FS_HD void append(int member, Bar bar, std::int32_t first, const State& state) {
-    if (shared_.count[member] == 0) return;
-    int to = 0;
-    for (int group = 0; group < member / Shape::group; ++group) to += shared_.sum[group];
-    for (int other = member / Shape::group * Shape::group; other < member; ++other)
-      to += shared_.count[other];
+  // Puts a member's elements behind those of the members before it; total() was called with the same test.
+  template <class Passes>
+  FS_HD void append(int member, const State& state, std::int32_t first, const Passes& passes) {
+    if (shared_.part[member] == 0) return;
+    std::uint32_t to = 0;
+    for (int i = 0; i < member / Shape::group; ++i) to += shared_.whole[i];
+    for (int i = member / Shape::group * Shape::group; i < member; ++i) to += shared_.part[i];
     FS_UNROLL
     for (int i = 0; i < kEach; ++i) {
       const int col = local(member, i);
-      if (bar.passed_by(state.key[i], kSlab - 1 - col))
-        shared_.entries[1 - list_][to++] = {state.key[i], first + col};
+      if (passes(state, i, kSlab - 1 - col)) {
+        shared_.entries[1 - list_][to++] = {passes.key(state, i), first + col};
+      }
     }
   }
 
@@ -229,7 +277,7 @@ class RowSelect {
     });
   }
 
-  // The best k of the list and of what was put in order, into the room of what was found.
+  // The best k of the list and of what was put in order go where that was found.
   FS_HD void merge(int held, int found) {
     team_.phase([&](int member, State&) {
       const Entry *list = shared_.entries[list_], *ordered = shared_.entries[2];
@@ -238,7 +286,7 @@ class RowSelect {
         const int place = i + before(list[i], ordered, found);
         if (place < best_.k) to[place] = list[i];
       }
-      for (int i = member; i < found; i += Shape::members) {
+      for (int i = Shape::members - 1 - member; i < found; i += Shape::members) {  // by the other members
         const int place = i + before(ordered[i], list, held);
         if (place < best_.k) to[place] = ordered[i];
       }

@@ -2,6 +2,7 @@
 // CPU backend gives. The device of this test also reads nothing between steps, as a GPU.
 #include "blocks.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -11,6 +12,8 @@
 #include "core/error.h"
 #include "engine/engine.h"
 #include "kernels/list.h"
+#include "select_tiles.h"
+#include "serial_select.h"
 
 namespace {
 
@@ -121,7 +124,17 @@ class SerialDevice final : public Backend {
   void map(Tensor out, const Kernel& kernel, Sums sums) override {
     Table<KernelList>::map[kernel.index](kernel.bytes, out, sums);
   }
-  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
+  void encode_select(const Selection& selection) override {
+    // The least tile there is, so that it takes several.
+    const DType dtype = selection.x.dtype;
+    const ScoreTile tile = score_tile(selection.x.rows, selection.weight.rows, dtype, 1);
+    const Memory scratch = allocate(tile.bytes(dtype));
+    for_each_score_tile(selection, tile, scratch.get(),
+                        [&](const Selection& part, const Tensor& scores, std::int64_t first) {
+                          score(*this, part, scores);
+                          select_grid(scores, first, part.values, part.indices);
+                        });
+  }
   void copy(Tensor to, Tensor from) override {
     for (std::int64_t row = 0; row < from.rows; ++row) {
       std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
@@ -298,6 +311,40 @@ void a_bad_row_stops_the_steps_after_it() {
   check(largest == 0, "the model is that of the last good step");
 }
 
+// An encoder and its selection, of more rows and latents than a tile has, against the whole product sorted.
+void selects_from_an_encoder(bool biased) {
+  constexpr std::int64_t rows = 150, width = 19, latents = 2500, k = 7;
+  std::vector<double> x = numbers(rows * width, 3), weight = numbers(latents * width, 4),
+                      bias = numbers(latents, 5);
+  std::vector<double> scores(rows * latents), values(rows * k);
+  std::vector<std::int32_t> indices(rows * k);
+  for (double& value : weight) value -= 0.5;
+  SerialDevice device;
+  Selection selection;
+  selection.x = {x.data(), rows, width, width, DType::f64};
+  selection.weight = {weight.data(), latents, width, width, DType::f64};
+  if (biased) selection.bias = {bias.data(), 1, latents, latents, DType::f64};
+  selection.values = {values.data(), rows, k, k, DType::f64};
+  selection.indices = {indices.data(), rows, k, k, DType::i32};
+  device.encode_select(selection);
+  device.product({selection.x}, {selection.weight, true}, {scores.data(), rows, latents, latents, DType::f64},
+                 false, nullptr, {});
+  bool same = true;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    double* own = scores.data() + row * latents;
+    std::vector<std::int64_t> columns(latents);
+    for (std::int64_t col = 0; col < latents; ++col) {
+      columns[col] = col;
+      if (biased) own[col] += bias[col];
+    }
+    std::stable_sort(columns.begin(), columns.end(), [&](auto a, auto b) { return own[a] > own[b]; });
+    for (std::int64_t i = 0; i < k; ++i) {
+      same = same && indices[row * k + i] == columns[i] && values[row * k + i] == own[columns[i]];
+    }
+  }
+  check(same, text("selection from an encoder ", biased ? "with" : "without", " bias"));
+}
+
 }  // namespace
 
 int main() {
@@ -308,6 +355,8 @@ int main() {
                         {"identity", "none", "tanh", "squared_error", "sgd", true, false}};
   for (const Case& c : cases) trains_as_the_cpu(c);
   a_bad_row_stops_the_steps_after_it();
+  selects_from_an_encoder(true);
+  selects_from_an_encoder(false);
   std::printf("%s\n", failures == 0 ? "blocks: all checks passed" : "blocks: FAILED");
   return failures == 0 ? 0 : 1;
 }

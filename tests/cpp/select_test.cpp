@@ -38,6 +38,21 @@ double normal(Random& random) {  // near enough
   return sum;
 }
 
+// The last member first: shows what one member reads while another one writes it.
+template <class State>
+class ReverseTeam {
+ public:
+  explicit ReverseTeam(int size) : states_(static_cast<std::size_t>(size)) {}
+  template <class Phase>
+  void phase(const Phase& run) {
+    for (int member = static_cast<int>(states_.size()) - 1; member >= 0; --member)
+      run(member, states_[member]);
+  }
+
+ private:
+  std::vector<State> states_;
+};
+
 struct Distribution {
   const char* name;
   Scores score;
@@ -167,6 +182,9 @@ void both(Shape shape, ScoreTile f32_tile, ScoreTile f64_tile, const Distributio
   selects_as_sorting_does<double>(shape, f64_tile, of, random);
 }
 
+// The first columns must be k at least.
+std::int64_t whole_vectors(std::int64_t k) { return (k + 3) / 4 * 4; }
+
 void every_distribution(Random& random) {
   const Shape shapes[] = {{1, 1, 1},    {3, 2, 2},      {2, 511, 511},  {2, 512, 512}, {2, 513, 512},
                           {1, 4096, 1}, {2, 4097, 32},  {3, 12289, 32}, {2, 9001, 33}, {1, 9001, 512},
@@ -178,7 +196,8 @@ void every_distribution(Random& random) {
       // As few columns as a tile may have, then borders where nothing is even.
       both(shape, score_tile(shape.rows, shape.n, DType::f32, 1),
            score_tile(shape.rows, shape.n, DType::f64, 1), of, random);
-      both(shape, {2, 384}, {2, 132}, of, random);
+      both(shape, {2, std::max<std::int64_t>(384, whole_vectors(shape.k))}, {2, whole_vectors(shape.k)}, of,
+           random);
     }
   }
 }
@@ -190,8 +209,8 @@ void many_shapes(Random& random) {
         1 + static_cast<std::int64_t>(random() % std::min<std::int64_t>(n, i % 3 == 0 ? 512 : 40));
     const std::int64_t rows = 1 + static_cast<std::int64_t>(random() % 3);
     const Distribution& of = kDistributions[random() % kDistributions.size()];
-    const ScoreTile tile{1 + static_cast<std::int64_t>(random() % 3),
-                         4 * (1 + static_cast<std::int64_t>(random() % 1400))};
+    const std::int64_t cols = whole_vectors(k) + 4 * static_cast<std::int64_t>(random() % 1400);
+    const ScoreTile tile{1 + static_cast<std::int64_t>(random() % 3), cols};
     both({rows, n, k}, tile, tile, of, random);
   }
 }

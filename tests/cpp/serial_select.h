@@ -5,12 +5,12 @@
 
 namespace fastsae::cuda {
 
-inline void select_grid(const Tensor& scores, std::int64_t first, const Tensor& values,
-                        const Tensor& indices) {
+template <template <class> class Team = SerialTeam>
+void select_grid(const Tensor& scores, std::int64_t first, const Tensor& values, const Tensor& indices) {
   with_scalar(scores.dtype, [&](auto s) {
     using S = decltype(s);
     for (std::int64_t row = 0; row < scores.rows; ++row) {
-      SerialTeam<SelectState<S>> team(SelectShape::members);
+      Team<SelectState<S>> team(SelectShape::members);
       SelectShared<S> shared;
       const ScoreRow<S> of{scores.as<const S>() + row * scores.stride, static_cast<std::int32_t>(first),
                            static_cast<std::int32_t>(scores.cols)};
