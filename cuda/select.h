@@ -2,7 +2,7 @@
 //
 // The best k so far are a sorted list, which lies in the outputs between two chunks. Columns come in their order, so a
 // score enters only if its key is greater than that of the list's last element: of equal ones the earlier stays. The
-// few that enter are put in order by counting and merged into the list. Where they are many (in the first columns, or
+// few that enter are sorted by counting and merged into the list. Where they are many (in the first columns, or
 // where scores rise with the column) bisection first finds a higher bar for them.
 //
 // No two elements are equal in the order of kernels/selection.h, so the list is the same however the columns are cut.
@@ -18,8 +18,10 @@ namespace fastsae::cuda {
 
 // 256 members take 64 bytes of scores each, in vectors of 16: a slab of columns.
 struct SelectShape {
-  static constexpr int members = 256, most = 512;  // `most` bounds k
+  static constexpr int members = 256;
+  static constexpr int most = 512;    // of k
   static constexpr int resident = 4;  // blocks on a multiprocessor: what 64 registers a member leave room for
+  static constexpr int run = 64;      // of elements that are sorted by counting; runs are then merged
   static constexpr int groups = 16, group = members / groups;
   template <class S>
   static constexpr int vector = 16 / sizeof(S);
@@ -47,8 +49,7 @@ struct SelectState {
 
 template <class S>
 struct SelectShared {
-  Ranked<SelectKey<S>> entries[3]
-                              [SelectShape::most];  // the list and what enters it take turns; that in order
+  Ranked<SelectKey<S>> entries[3][SelectShape::most];  // the list and what enters it take turns; its runs
   std::uint32_t part[SelectShape::members];
   std::uint32_t whole[SelectShape::groups];
 };
@@ -60,7 +61,7 @@ struct ScoreRow {
   std::int32_t first, cols;
 };
 
-// Where a row's k best are. The first columns of all are k at least.
+// Where a row's k best are, from the first chunk on, which has k columns at least.
 template <class S>
 struct SelectedRow {
   Out<S> values;
@@ -82,8 +83,8 @@ class RowSelect {
   // Passed by what is greater than the list's last element and comes after it, and by NaN. With NaN as the least,
   // which is where the list is empty, by all.
   struct Least {
-    S least;
-    FS_HD bool operator()(const State& state, int i, int) const { return !(state.score[i] <= least); }
+    S own;
+    FS_HD bool operator()(const State& state, int i, int) const { return !(state.score[i] <= own); }
     FS_HD static Key key(const State& state, int i) { return selection_key(state.score[i]); }
   };
 
@@ -110,8 +111,7 @@ class RowSelect {
     bool changed = false;
     Least least{held == 0 ? kNan : best_.values.at(best_.row, k - 1)};
     for (int from = 0; from < row.cols; from += kSlab) {
-      if (held > 0 && least.least != least.least)
-        break;  // NaN to the end of the list: nothing comes before it
+      if (held > 0 && least.own != least.own) break;  // the list is all NaN: nothing comes before it
       int found = total([&](int member, State& state) {
         load(member, row, from, state);
         return passing(member, state, least);
@@ -127,12 +127,12 @@ class RowSelect {
         append_those(raised(k, room, found));
       else
         append_those(least);
-      put_in_order(found);
+      sort_runs(found);
       merge(held, found);
       changed = true;
       held = k;
       list_ = 1 - list_;
-      least.least = selection_value(shared_.entries[list_][k - 1].key);
+      least.own = selection_value(shared_.entries[list_][k - 1].key);
     }
     if (!changed) return;
     team_.phase([&](int member, State&) {
@@ -264,31 +264,36 @@ class RowSelect {
     }
   }
 
-  // Each element goes where the number of those before it says.
-  FS_HD void put_in_order(int count) {
+  // Sorts what was found in runs: each element goes where the number of those before it says.
+  FS_HD void sort_runs(int found) {
     team_.phase([&](int member, State&) {
-      const Entry* found = shared_.entries[1 - list_];
-      for (int i = member; i < count; i += Shape::members) {
-        const Entry entry = found[i];
-        int place = 0;
-        for (int j = 0; j < count; ++j) place += found[j].before(entry) ? 1 : 0;
+      const Entry* all = shared_.entries[1 - list_];
+      for (int i = member; i < found; i += Shape::members) {
+        const int begin = i / Shape::run * Shape::run;
+        const int end = begin + Shape::run < found ? begin + Shape::run : found;
+        const Entry entry = all[i];
+        int place = begin;
+        for (int j = begin; j < end; ++j) place += all[j].before(entry) ? 1 : 0;
         shared_.entries[2][place] = entry;
       }
     });
   }
 
-  // The best k of the list and of what was put in order go where that was found.
+  // The best k of the list and of the runs become the other list.
   FS_HD void merge(int held, int found) {
     team_.phase([&](int member, State&) {
-      const Entry *list = shared_.entries[list_], *ordered = shared_.entries[2];
+      const Entry *list = shared_.entries[list_], *runs = shared_.entries[2];
       Entry* to = shared_.entries[1 - list_];
-      for (int i = member; i < held; i += Shape::members) {
-        const int place = i + before(list[i], ordered, found);
-        if (place < best_.k) to[place] = list[i];
-      }
-      for (int i = Shape::members - 1 - member; i < found; i += Shape::members) {  // by the other members
-        const int place = i + before(ordered[i], list, held);
-        if (place < best_.k) to[place] = ordered[i];
+      const auto put = [&](const Entry& entry, int place) {
+        for (int run = 0; run < found; run += Shape::run) {
+          place += before(entry, runs + run, found - run < Shape::run ? found - run : Shape::run);
+        }
+        if (place < best_.k) to[place] = entry;
+      };
+      for (int i = member; i < held; i += Shape::members) put(list[i], i);
+      // Backwards, so that other members do this.
+      for (int i = Shape::members - 1 - member; i < found; i += Shape::members) {
+        put(runs[i], before(runs[i], list, held));
       }
     });
   }
