@@ -22,7 +22,7 @@ struct ScoreTile {
 // By shape alone, so that the bits do not depend on the device. Wide tiles cost least: one brings a row about
 // k (its columns) / (columns before it) new elements, and each row a few barriers. But 1024 rows keep 132
 // multiprocessors busy, of 4 rows each, and the product has 128 tiles of 128 x 256 in 4 Mi scores however they are cut.
-// Pieces are even, and multiples of 128; there are 1024 columns at least, or all.
+// Pieces are even, and multiples of 128. No less than half of 1024 columns, or all, so that the first tile has k.
 //
 // The floor for 4096 rows on an H200, at 790 TFLOP/s of bf16 and 5.5 TB/s from that cache:
 //   width 768, 24576 latents, k 32:     0.155 TFLOP = 0.20 ms, and  0.40 GB of scores = 0.07 ms, in 24 tiles;

@@ -231,6 +231,9 @@ void tiles_fit_their_room() {
         const std::string name = text("tile of ", rows, " x ", n, ": ", tile.rows, " x ", tile.cols);
         check(tile.rows >= 1 && tile.rows <= rows, name + ": rows");
         check(tile.cols % 128 == 0 && tile.cols >= std::min<std::int64_t>(n, 1024), name + ": columns");
+        const std::int64_t least = score_tile(rows, n, dtype, 1).cols;
+        check(least >= std::min<std::int64_t>(n, SelectShape::most),
+              name + ": k columns in the least of all");
         check(tile.cols < n + 128, name + ": no wider than the matrix");
         check(tile.rows * tile.cols <= scores, name + ": bytes");
         check(tile.rows == rows || tile.rows % 128 == 0, name + ": whole product tiles");
