@@ -195,7 +195,7 @@ class EncodeSelect {
     if (state.count == capacity_) keep_best(row);
   }
 
-  void keep_best(std::int64_t row) {
+  [[gnu::noinline]] void keep_best(std::int64_t row) {
     Row& state = rows_[row];
     Item<S>* items = items_ + row * capacity_;
     std::nth_element(items, items + k_ - 1, items + state.count, std::greater<Item<S>>());

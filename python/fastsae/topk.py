@@ -98,9 +98,7 @@ class TopKEncoder:
             bias = _finite("bias", as_rows("bias", bias.reshape(1, -1), self.n_latents, dtype))
         self._core = _core.TopKEncoder(weight, bias, self.k, device, dtype, precision)
 
-    def encode(
-        self, X: Any, out: tuple[Array, NDArray[np.int32]] | None = None
-    ) -> tuple[Array, NDArray[np.int32]]:
+    def encode(self, X: Any, out: tuple[Array, NDArray[np.int32]] | None = None) -> tuple[Array, NDArray[np.int32]]:
         """The k largest pre-activations of each row and their latents.
 
         Parameters
