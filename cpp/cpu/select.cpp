@@ -21,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kPanelRows = 1024;
 constexpr std::int64_t kTileRows = 512, kTileCols = 512;  // BLAS packs its factors at 4 % of the tile's time
+constexpr std::int64_t kFewRows = 3;  // so few are multiplied one by one: packing would take longer
 constexpr std::int64_t kTilesPerThread = 2;
 constexpr std::int64_t kScanRows = 16;  // rows that one task scans
 constexpr std::int64_t kPiece = 512;    // columns that are compared with one limit
@@ -160,11 +161,21 @@ class EncodeSelect {
   void multiply(std::int64_t tile) {
     const Cut rows = row_tiles();
     const Range r = rows[tile % rows.parts];
-    const std::int64_t col = tile / rows.parts * kTileCols;
-    gemm(false, true, r.end - r.begin, std::min(kTileCols, width_ - col), x_.cols,
-         x_.as<S>() + r.begin * x_.stride, x_.stride,
-         all_.weight.template as<S>() + (column_ + col) * all_.weight.stride, all_.weight.stride, S(0),
-         slab_ + r.begin * slab_cols_ + col, slab_cols_);
+    const std::int64_t count = r.end - r.begin, col = tile / rows.parts * kTileCols;
+    const std::int64_t cols = std::min(kTileCols, width_ - col);
+    const Tensor& weight = all_.weight;
+    const S* x = x_.as<S>() + r.begin * x_.stride;
+    const S* w = weight.as<S>() + (column_ + col) * weight.stride;
+    S* out = slab_ + r.begin * slab_cols_ + col;
+    if (count > kFewRows) {
+      gemm(false, true, count, cols, x_.cols, x, x_.stride, w, weight.stride, S(0), out, slab_cols_);
+      return;
+    }
+    for (std::int64_t row = 0; row < count; ++row) {
+      S* line = out + row * slab_cols_;
+      std::fill_n(line, cols, S(0));
+      gemv(cols, x_.cols, w, weight.stride, x + row * x_.stride, line);
+    }
   }
 
   void each_row(std::int64_t block, void (EncodeSelect::*work)(std::int64_t row)) {
@@ -195,7 +206,7 @@ class EncodeSelect {
     if (state.count == capacity_) keep_best(row);
   }
 
-  [[gnu::noinline]] void keep_best(std::int64_t row) {
+  void keep_best(std::int64_t row) {
     Row& state = rows_[row];
     Item<S>* items = items_ + row * capacity_;
     std::nth_element(items, items + k_ - 1, items + state.count, std::greater<Item<S>>());

@@ -123,13 +123,12 @@ class TopKEncoder:
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         rows = as_rows("X", X, self.n_features, other=self.dtype)
-        if out is None:
-            out = (None, None)  # type: ignore[assignment]
-        elif not isinstance(out, tuple) or len(out) != 2:
+        if out is not None and (not isinstance(out, tuple) or len(out) != 2):
             raise ValueError(f"out: expected a tuple (values, indices), got {type(out).__name__}")
+        to_values, to_indices = out or (None, None)
         shape = (len(rows), self.k)
-        values = output_array("out[0]", out[0], shape, np.dtype(self.dtype), rows)
-        indices = output_array("out[1]", out[1], shape, np.dtype(np.int32), rows)
+        values = output_array("out[0]", to_values, shape, np.dtype(self.dtype), rows)
+        indices = output_array("out[1]", to_indices, shape, np.dtype(np.int32), rows)
         if np.may_share_memory(values, indices):
             raise ValueError("out: expected memory of its own for each array, got memory that both use")
         self._core.encode(rows, values, indices)
