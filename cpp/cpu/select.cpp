@@ -1,4 +1,4 @@
-// Rows go in panels, columns in slabs. Each slab is multiplied in tiles and then scanned row by row while it is in cache:
+// Rows go in panels, their columns in slabs. Each slab is multiplied in tiles and then scanned row by row while it is in cache:
 // few elements come before the k-th best so far, and only those are looked at one by one.
 //
 // A tile depends on the shape alone. How many make a slab depends on the threads, and changes no bit: no two elements

@@ -9,7 +9,7 @@
 namespace fastsae {
 namespace {
 
-constexpr std::int64_t kBlockRows = 1024;
+constexpr std::int64_t kStagedRows = 1024;
 
 }  // namespace
 
@@ -91,10 +91,14 @@ void TopKEncoder::select(const RowSource& rows, const Staging* staging, const Te
 void TopKEncoder::encode(const RowSource& x, void* values, void* indices) const {
   const Tensor all_values{values, x.rows, k_, k_, dtype_}, all_indices{indices, x.rows, k_, k_, DType::i32};
   const bool on_host = backend_->reads_host_memory();
+  std::int64_t block = x.rows;
   std::unique_ptr<Staging> staging;
-  if (!on_host || !usable_in_place(*backend_, x, dtype_)) staging = lease(std::min(kBlockRows, x.rows));
-  for (std::int64_t first = 0; first < x.rows; first += kBlockRows) {
-    const std::int64_t count = std::min(kBlockRows, x.rows - first);
+  if (!on_host || !usable_in_place(*backend_, x, dtype_)) {
+    block = std::min(kStagedRows, x.rows);
+    staging = lease(block);
+  }
+  for (std::int64_t first = 0; first < x.rows; first += block) {
+    const std::int64_t count = std::min(block, x.rows - first);
     const RowSource rows = rows_from(x, first, count);
     const Tensor to_values = all_values.slice_rows(first, count),
                  to_indices = all_indices.slice_rows(first, count);
