@@ -1,5 +1,5 @@
-// Rows go in panels, their columns in slabs. Each slab is multiplied in tiles and then scanned row by row while it is in cache:
-// few elements come before the k-th best so far, and only those are looked at one by one.
+// Rows go in panels, their columns in slabs. Each slab is multiplied in tiles and then scanned row by row while it is in
+// cache: few elements come before the k-th best so far, and only those are looked at one by one.
 //
 // A tile depends on the shape alone. How many make a slab depends on the threads, and changes no bit: no two elements
 // are equal in the order of kernels/selection.h, so what is selected is the same however the columns are cut.
