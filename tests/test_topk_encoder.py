@@ -95,6 +95,7 @@ def test_the_reference_is_a_stable_sort() -> None:
             np.testing.assert_array_equal(values[0], row[wanted[:k]])
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
