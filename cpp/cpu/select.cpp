@@ -112,7 +112,7 @@ class EncodeSelect {
         k_(selection.values.cols),
         capacity_(std::max<std::int64_t>(2 * k_, 64)),
         latents_(selection.weight.rows),
-        panel_rows_(std::min(selection.x.rows, kPanelRows)),
+        panel_rows_(std::clamp<std::int64_t>(selection.x.rows, 1, kPanelRows)),
         slab_cols_(slab_cols(panel_rows_, latents_)),
         lease_(scratch, bytes() / sizeof(double) + 1) {
     items_ = reinterpret_cast<Item<S>*>(lease_.data());
