@@ -29,13 +29,14 @@ if(FASTSAE_BLAS STREQUAL "OpenBLAS")
   set(FASTSAE_BLAS_PREFIX "scipy_")
   set(FASTSAE_BLAS_SET_THREADS "scipy_openblas_set_num_threads")
 elseif(FASTSAE_BLAS STREQUAL "MKL")
-  # PyPI: mkl-static; the sequential interface, bound into one library that shows two functions.
+  # PyPI: mkl-static; the sequential interface, bound into one library that shows what we call.
   fastsae_python_says(mkl_core "import importlib.metadata as m
 print(*[f.locate().resolve() for f in m.files('mkl-static') if f.name == 'libmkl_core.a'])")
   get_filename_component(mkl "${mkl_core}" DIRECTORY)
-  file(WRITE "${CMAKE_BINARY_DIR}/blas.map" "{ global: cblas_sgemm; cblas_dgemm; local: *; };\n")
+  file(WRITE "${CMAKE_BINARY_DIR}/blas.map" "{ global: cblas_sgemm; cblas_dgemm; cblas_sgemv; cblas_dgemv; local: *; };\n")
   execute_process(
     COMMAND ${CMAKE_CXX_COMPILER} -shared -o "${private_blas}" -Wl,-u,cblas_sgemm -Wl,-u,cblas_dgemm
+            -Wl,-u,cblas_sgemv -Wl,-u,cblas_dgemv
             -Wl,--version-script=${CMAKE_BINARY_DIR}/blas.map -Wl,--start-group "${mkl}/libmkl_intel_lp64.a"
             "${mkl}/libmkl_sequential.a" "${mkl_core}" -Wl,--end-group -lpthread -lm -ldl
     COMMAND_ERROR_IS_FATAL ANY)

@@ -7,7 +7,9 @@ proportional to its summands and not to what is left of them after cancellation.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.floating]
 
 EPS = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 
@@ -53,3 +55,13 @@ def bound(exact: ArrayLike, plain: ArrayLike | None, dtype: str, trained: bool =
     assert plain is not None
     drift = float(np.abs(np.asarray(plain, np.float64) - exact).max(initial=0.0))
     return FLOAT32_FACTOR * drift + FLOAT32_FLOOR * EPS["float32"] * scale
+
+
+def product_bound(X: Array, weight: Array, bias: Array, dtype: str) -> Array:
+    """Largest error of each element of ``X W' + b`` in `dtype`, whatever the order of its sums.
+
+    d products and d additions, each rounded once: ``gamma_{d+1} (|X| |W|' + |b|)`` with ``gamma_n = n u / (1 - n u)``
+    and ``u = eps / 2`` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    """
+    n = (X.shape[1] + 1) * EPS[dtype] / 2
+    return n / (1 - n) * (np.abs(X).astype(float) @ np.abs(weight).astype(float).T + np.abs(bias))

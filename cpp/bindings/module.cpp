@@ -9,6 +9,7 @@
 #include "backend/process.h"
 #include "core/error.h"
 #include "engine/engine.h"
+#include "engine/topk_encoder.h"
 
 namespace py = pybind11;
 
@@ -44,6 +45,7 @@ Precision precision_from(const std::string& name) {
 }
 
 py::dtype numpy_dtype(DType dtype) {
+  if (dtype == DType::i32) return py::dtype::of<std::int32_t>();
   return dtype == DType::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
 }
 
@@ -66,7 +68,8 @@ const double* weights_of(const Weights& weights, std::int64_t rows) {
 void* output_of(py::array& out, DType dtype, std::int64_t rows, std::int64_t cols) {
   FS_REQUIRE(out.dtype().equal(numpy_dtype(dtype)) && out.ndim() == 2 && out.shape(0) == rows &&
                  out.shape(1) == cols && (out.flags() & py::array::c_style) && out.writeable(),
-             "out: expected a writable C-contiguous array of ", rows, " x ", cols, " in the model's dtype");
+             "out: expected a writable C-contiguous array of ", rows, " x ", cols,
+             " in the dtype of the result");
   return out.mutable_data();
 }
 
@@ -118,13 +121,14 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, 
                                   full_batch_rows);
 }
 
-py::array read_tensor(const Engine& engine, const std::string& name) {
-  const Tensor& tensor = engine.tensor(name);
+template <class Owner>
+py::array read_tensor(const Owner& owner, const std::string& name) {
+  const Tensor& tensor = owner.tensor(name);
   py::array out(numpy_dtype(tensor.dtype), std::vector<py::ssize_t>{tensor.rows, tensor.cols});
   void* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    engine.read(name, to);
+    owner.read(name, to);
   }
   return out;
 }
@@ -153,6 +157,20 @@ void run_epoch(Engine& engine, const py::array& x, const Order& order, std::int6
   }
   py::gil_scoped_release release;
   engine.run(rows, w, indices, count, batch);
+}
+
+std::unique_ptr<TopKEncoder> make_topk_encoder(const py::array& weight, const std::optional<py::array>& bias,
+                                               std::int64_t k, const std::string& device,
+                                               const std::string& dtype, const std::string& precision) {
+  FS_REQUIRE(weight.ndim() == 2, "weight: expected 2 dimensions, got ", weight.ndim());
+  const RowSource weight_rows = rows_of("weight", weight, weight.shape(1));
+  std::optional<RowSource> bias_row;
+  if (bias) bias_row = rows_of("bias", *bias, weight.shape(0));
+  const DType type = dtype_from(dtype);
+  const Precision rounding = precision_from(precision);
+  py::gil_scoped_release release;
+  return std::make_unique<TopKEncoder>(weight_rows, bias_row ? &*bias_row : nullptr, k, type,
+                                       make_backend(device, rounding, check_signals));
 }
 
 }  // namespace
@@ -243,7 +261,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           },
           py::arg("X"))
       .def("names", &Engine::names)
-      .def("get", &read_tensor, py::arg("name"))
+      .def("get", &read_tensor<Engine>, py::arg("name"))
       .def("set", &write_tensor, py::arg("name"), py::arg("value"))
       .def("metrics",
            [](const Engine& engine) {
@@ -264,6 +282,22 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def_property("learning_rate", py::cpp_function(&Engine::learning_rate, Released()),
                     py::cpp_function(&Engine::set_learning_rate, Released()))
       .def_property_readonly("code_width", &Engine::code_width);
+
+  py::class_<TopKEncoder>(m, "TopKEncoder")
+      .def(py::init(&make_topk_encoder), py::arg("weight"), py::arg("bias"), py::arg("k"), py::arg("device"),
+           py::arg("dtype"), py::arg("precision"))
+      .def(
+          "encode",
+          [](const TopKEncoder& encoder, const py::array& x, py::array& values, py::array& indices) {
+            const RowSource rows = rows_of("X", x, encoder.n_features());
+            void* to_values = output_of(values, encoder.dtype(), rows.rows, encoder.k());
+            void* to_indices = output_of(indices, DType::i32, rows.rows, encoder.k());
+            py::gil_scoped_release release;
+            encoder.encode(rows, to_values, to_indices);
+          },
+          py::arg("X"), py::arg("values"), py::arg("indices"))
+      .def("names", &TopKEncoder::names)
+      .def("get", &read_tensor<TopKEncoder>, py::arg("name"));
 
   m.def("kernel_names", &kernel_names);
   m.def("devices", &devices);

@@ -11,6 +11,10 @@ void gemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, st
 void gemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
           std::int64_t lda, const double* b, std::int64_t ldb, double beta, double* c, std::int64_t ldc);
 
+// y (m) += A x, with A (m x k) row-major.
+void gemv(std::int64_t m, std::int64_t k, const float* a, std::int64_t lda, const float* x, float* y);
+void gemv(std::int64_t m, std::int64_t k, const double* a, std::int64_t lda, const double* x, double* y);
+
 // Which BLAS, for reports.
 const char* blas_name();
 

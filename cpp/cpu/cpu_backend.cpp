@@ -16,6 +16,7 @@
 #include "cpu/partition.h"
 #include "cpu/pool.h"
 #include "cpu/scratch.h"
+#include "cpu/select.h"
 #include "kernels/list.h"
 
 namespace fastsae::cpu {
@@ -141,7 +142,10 @@ class CpuBackend final : public Backend {
         false);
   }
 
-  void encode_select(const Selection&) override { throw DeviceError("encode_select"); }
+  void encode_select(const Selection& selection) override {
+    cpu::encode_select(selection, scratch_,
+                       [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); });
+  }
 
   void copy(Tensor to, Tensor from) override {
     for (std::int64_t row = 0; row < from.rows; ++row) {

@@ -5,32 +5,13 @@
 #include <utility>
 
 #include "core/error.h"
+#include "engine/scratch.h"
 
 namespace fastsae {
 namespace {
 
 constexpr std::int64_t kInferenceRows = 1024;                  // rows of one block of inference
 constexpr std::size_t kFullBatchBytes = std::size_t{1} << 30;  // scratch of a full-batch gradient
-
-Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
-  return {memory.data, rows, cols, cols, dtype, memory.shadow};
-}
-
-Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
-  return shaped(memory, rows, cols, memory.dtype);
-}
-
-// The caller's memory as a tensor, where no conversion is needed.
-bool usable_in_place(const Backend& backend, const RowSource& x, DType dtype) {
-  return backend.reads_host_memory() && x.dtype == dtype &&
-         x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
-         x.stride_bytes >= x.cols * static_cast<std::int64_t>(size_of(dtype));
-}
-
-Tensor in_place(const RowSource& x, std::int64_t first, std::int64_t rows) {
-  return {const_cast<std::byte*>(x.row(first)), rows, x.cols,
-          x.stride_bytes / static_cast<std::int64_t>(size_of(x.dtype)), x.dtype};
-}
 
 bool finite_row(const RowSource& x, std::int64_t row) {
   const auto check = [&](auto s) {
@@ -39,13 +20,6 @@ bool finite_row(const RowSource& x, std::int64_t row) {
     return std::all_of(line, line + x.cols, [](S value) { return std::isfinite(value); });
   };
   return x.dtype == DType::f32 ? check(float{}) : check(double{});
-}
-
-RowSource rows_from(const RowSource& x, std::int64_t first, std::int64_t rows) {
-  RowSource part = x;
-  part.data = x.row(first);
-  part.rows = rows;
-  return part;
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastsae.engine import Engine, cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.topk import TopKEncoder
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _HOMES = {
     "Engine": "engine",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
+    "TopKEncoder": "topk",
     "TrainingConfig": "config",
     "check_gradient": "gradient_check",
     "cuda_unavailable_reason": "engine",
@@ -45,6 +47,7 @@ __all__ = [
     "Engine",
     "LayerConfig",
     "SparseAutoencoder",
+    "TopKEncoder",
     "TrainingConfig",
     "check_gradient",
     "cuda_unavailable_reason",

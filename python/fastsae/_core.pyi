@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['DeviceError', 'Engine', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+__all__: list[str] = ['DeviceError', 'Engine', 'TopKEncoder', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -51,6 +51,15 @@ class Engine:
         ...
     @steps.setter
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class TopKEncoder:
+    def __init__(self, weight: numpy.ndarray, bias: numpy.ndarray | None, k: typing.SupportsInt | typing.SupportsIndex, device: str, dtype: str, precision: str) -> None:
+        ...
+    def encode(self, X: numpy.ndarray, values: numpy.ndarray, indices: numpy.ndarray) -> None:
+        ...
+    def get(self, name: str) -> numpy.ndarray:
+        ...
+    def names(self) -> list[str]:
         ...
 def blas() -> str:
     ...

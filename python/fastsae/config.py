@@ -193,9 +193,7 @@ class Config:
         check_real("beta2", self.beta2, 0.0, 1.0, "[)")
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
         check_choice("dtype", self.dtype, DTYPES)
-        check_choice("precision", self.precision, PRECISIONS)
-        if self.precision != "full" and self.dtype != "float32":
-            raise ValueError(f"precision={self.precision!r} needs dtype='float32', got {self.dtype!r}")
+        check_precision(self.precision, self.dtype)
 
     def _validate_layer(self, index: int, layer: LayerConfig) -> None:
         if not isinstance(layer, LayerConfig):
@@ -270,6 +268,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_precision(precision: object, dtype: str) -> None:
+    """Raise ValueError unless `precision` is one that `dtype` can have."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision != "full" and dtype != "float32":
+        raise ValueError(f"precision={precision!r} needs dtype='float32', got {dtype!r}")
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -80,6 +80,24 @@ def readable(array: Array) -> bool:
     )
 
 
+def output_array(name: str, out: Array | None, shape: tuple[int, int], dtype: np.dtype[Any], rows: Array) -> Array:
+    """`out`, or a new array, for results that are computed from `rows`."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if (
+        not isinstance(out, np.ndarray)
+        or out.shape != shape
+        or out.dtype != dtype
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"{name}: expected a writable C-contiguous {dtype} array of shape {shape}, got {got}")
+    if np.may_share_memory(out, rows):
+        raise ValueError(f"{name}: expected memory of its own, got memory that the input uses")
+    return out
+
+
 def as_array(name: str, value: Any) -> Array:
     """`value` as a NumPy array without a copy where that is possible."""
     if isinstance(value, np.ndarray):
@@ -373,23 +391,7 @@ class Engine:
         return rows
 
     def _output(self, out: Array | None, rows: Array, n_cols: int) -> Array:
-        n_rows, dtype = len(rows), np.dtype(self.config.dtype)
-        if out is None:
-            return np.empty((n_rows, n_cols), dtype)
-        if (
-            not isinstance(out, np.ndarray)
-            or out.shape != (n_rows, n_cols)
-            or out.dtype != dtype
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise ValueError(
-                f"out: expected a writable C-contiguous {dtype} array of shape {(n_rows, n_cols)}, got {got}"
-            )
-        if np.may_share_memory(out, rows):
-            raise ValueError("out: expected memory of its own, got memory that the input uses")
-        return out
+        return output_array("out", out, (len(rows), n_cols), np.dtype(self.config.dtype), rows)
 
 
 _COUNTS = ("steps", "rows", "weight")

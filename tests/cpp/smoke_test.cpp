@@ -15,6 +15,7 @@
 #include "core/error.h"
 #include "cpu/pool.h"
 #include "engine/engine.h"
+#include "engine/topk_encoder.h"
 
 namespace {
 
@@ -266,6 +267,52 @@ void bad_rows_change_nothing() {
   }
 }
 
+// Rows of another type than the encoder's, so that they are staged, and enough of them for two panels.
+template <class S, class Other>
+void many_threads_select() {
+  constexpr std::int64_t kLatents = 1300, kMost = 40;
+  const std::vector<Other> x = numbers<Other>(kRows * kFeatures, 1);
+  const std::vector<S> weight = numbers<S>(kLatents * kFeatures, 2), bias = numbers<S>(kLatents, 3);
+  const auto source = [](const auto& values, std::int64_t rows, std::int64_t cols) {
+    using T = std::decay_t<decltype(values[0])>;
+    return RowSource{values.data(), rows, cols, cols * static_cast<std::int64_t>(sizeof(T)), dtype_of<T>};
+  };
+  const RowSource rows = source(x, kRows, kFeatures), bias_row = source(bias, 1, kLatents);
+  std::atomic<int> polls_left{-1};
+  const auto make = [&](std::int64_t k) {
+    return TopKEncoder(source(weight, kLatents, kFeatures), &bias_row, k, dtype_of<S>,
+                       make_backend("cpu", Precision::full, [&] {
+                         if (polls_left >= 0 && polls_left-- == 0) throw Cancelled();
+                       }));
+  };
+  const TopKEncoder encoder = make(kMost);
+  const auto encode = [&] {
+    std::pair<std::vector<S>, std::vector<std::int32_t>> out{kRows * kMost, kRows * kMost};
+    encoder.encode(rows, out.first.data(), out.second.data());
+    return out;
+  };
+  set_num_threads(1);
+  const auto alone = encode();
+  set_num_threads(4);
+  std::atomic<int> equal{0};
+  std::vector<std::thread> encoders;
+  for (int i = 0; i < 8; ++i) {
+    encoders.emplace_back([&] {
+      for (int k = 0; k < 2; ++k) equal += encode() == alone;
+    });
+  }
+  for (std::thread& thread : encoders) thread.join();
+  check(equal == 16, "8 threads select what one thread selects");
+  for (const int polls : {0, 1, 5}) {
+    polls_left = polls;
+    check(throws<Cancelled>(encode), "a selection can be cancelled");
+    polls_left = -1;
+    check(encode() == alone, "selecting works after it was cancelled");
+  }
+  for (const std::int64_t k : {std::int64_t{0}, TopKEncoder::kMostK + 1})
+    check(throws<ValueError>([&] { make(k); }), "k outside of its range is a ValueError");
+}
+
 void forked_child_works() {
   set_num_threads(4);
   Fixture<float> f, expected;
@@ -298,6 +345,9 @@ int main() {
   tensors_carry_the_whole_state<float>();
   tensors_carry_the_whole_state<double>();
   bad_rows_change_nothing();
+  many_threads_select<float, float>();
+  many_threads_select<float, double>();
+  many_threads_select<double, float>();
   std::printf("smoke_test: %d failures (%s, %s)\n", failures, isa_name(), blas_name());
   return failures == 0 ? 0 : 1;
 }

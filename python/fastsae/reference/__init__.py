@@ -7,6 +7,7 @@ from fastsae.reference.layered import Layered
 from fastsae.reference.losses import LOSSES, Loss, factor
 from fastsae.reference.optimizers import OPTIMIZERS, Optimizer, StepScalars
 from fastsae.reference.penalties import CLAMP, PENALTIES, ElementPenalty, KlPenalty, clamp
+from fastsae.reference.selection import encode_topk, select
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,5 +23,7 @@ __all__ = [
     "Optimizer",
     "StepScalars",
     "clamp",
+    "encode_topk",
     "factor",
+    "select",
 ]
