@@ -38,6 +38,14 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """The GPU, for what the CPU does not offer."""
+    if "cuda" not in DEVICES:
+        pytest.skip(f"needs a GPU: {fastsae.cuda_unavailable_reason()}")
+    return "cuda"
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Puts the number of threads back."""

@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_is
 
 from fastsae import checkpoint as _checkpoint
 from fastsae.config import Config, LayerConfig, TrainingConfig, check_integer
-from fastsae.engine import Engine, as_array
+from fastsae.engine import Engine, as_array, is_here
 from fastsae.initializers import initialize
 from fastsae.stores import ArrayStore
 from fastsae.trainer import Callback, Trainer, TrainerState, check_combination
@@ -369,6 +369,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._state.epoch
 
     # scikit-learn
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        engine = self.__dict__.get("_engine")
+        if engine is not None and not is_here(self.device):  # as `load` does
+            self.device, self.precision = engine.device, engine.config.precision
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_engine")
