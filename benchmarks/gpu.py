@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -76,7 +77,7 @@ class Contender:
         self.name = name
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
         if device == "cpu":
-            environment["JAX_PLATFORMS"] = "cpu"
+            environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
         with log.open("a") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, HERE / "gpu_workers.py", name, "--device", device],
@@ -307,7 +308,7 @@ def ceilings(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         seconds = median_of(rates)
         flops = None if seconds is None else rates["flops"] / seconds
         rows.append({**row, "seconds": seconds, "flops_per_second": flops, "error": rates.get("error")})
-    return {"gpu": native_ceilings(options), "products": rows, "versions": versions}
+    return {"ceilings": native_ceilings(options), "products": rows, "versions": versions}
 
 
 def native_ceilings(options: argparse.Namespace) -> dict[str, Any]:
@@ -338,7 +339,7 @@ def correctness(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     for tool in ("memcheck", "racecheck") if device == "cuda" else ():
         command = [sanitizer, "--tool", tool, "--error-exitcode", "86", "--target-processes", "all"]
-        marked = [*pytest, "-m", "gpu_sanitize", "tests/test_device_training.py"]
+        marked = [*pytest, "-m", "gpu_sanitize", *files]
         parts[tool] = run_part([*command, *marked], min(0.2 * options.limit, bench.left()), environment, bench.log)
     return {"parts": parts, "passed": all(part["code"] == 0 for part in parts.values())}
 
@@ -400,6 +401,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def versions_here() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("fastsae", "numpy", "torch", "jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, required=True)
@@ -434,6 +443,7 @@ def main() -> None:
         "stage": options.stage,
         **machine(),
         **outcome,
+        "versions": {**versions_here(), **outcome.get("versions", {})},
         "rounds": options.rounds,
         "seconds_of_a_turn": options.slice,
         "seconds": round(time.monotonic() - started, 1),
