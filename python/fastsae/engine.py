@@ -54,12 +54,6 @@ def check_device(device: object) -> None:
         raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
 
 
-def is_here(device: str) -> bool:
-    """Whether a model of this device can be on it here."""
-    here = devices()
-    return device in ("auto", *here) or (device == "cuda" and len(here) > 1)
-
-
 def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other: str = "float32") -> Array:
     """A 2-D float array with contiguous rows; no copy where `value` already is one.
 
