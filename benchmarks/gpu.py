@@ -40,9 +40,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 Row = dict[str, Any]
 
-#: Relative difference of the loss after 20 steps that rounding explains: 20 times the rounding of the factors, and for
-#: fp32 of the sums too.
-TOLERANCE = {"fp32": 20 * 16 * 2.0**-24, "tf32": 20 * 2.0**-11, "bf16": 20 * 2.0**-8}
+#: Relative difference of the loss after 20 steps that rounding explains. For fp32 the sums round too, at every step;
+#: otherwise the factors, whose errors mostly average out: a few times one of them.
+TOLERANCE = {"fp32": 20 * 16 * 2.0**-24, "tf32": 4 * 2.0**-11, "bf16": 4 * 2.0**-8}
 
 #: features, hidden, batch, batches; those of the issue's finish lines first.
 MODELS = [(64, 25, 100, 100), (784, 196, 256, 64), (4096, 16384, 4096, 4), (1024, 4096, 4096, 8), (64, 25, 10000, 10)]
