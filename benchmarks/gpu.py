@@ -409,6 +409,29 @@ def versions_here() -> dict[str, str]:
     return found
 
 
+def summary(result: dict[str, Any]) -> list[str]:
+    """A line for each row of the result."""
+    lines = [f"{result['gpu'] or 'no GPU'}: {result['stage']} in {result['seconds']} s"]
+    for row in result.get("rows", ()):
+        shape = " ".join(str(row[key]) for key in ("features", "hidden", "latents", "active", "batch") if key in row)
+        measured = row["measured_seconds"]
+        time_text = (
+            "not measured" if measured is None else f"{1e6 * measured:.1f} us, {row['measured_over_floor']} floors"
+        )
+        ratios = ", ".join(f"{ratio} x {group}" for group, ratio in row["times_faster_than"].items())
+        right = row.get("same_losses", row.get("selection_is_right"))
+        lines.append(f"{shape} {row['precision']}: {time_text}; {ratios}{'' if right else '; THE RESULTS DIFFER'}")
+    for row in result.get("products", ()):
+        rate = row["flops_per_second"]
+        lines.append(f"{row['shape']} {row['precision']}: {f'{rate / 1e12:.4g} TFLOP/s' if rate else row['error']}")
+    if "ceilings" in result:
+        lines.append(json.dumps(result["ceilings"]))
+    for name, part in result.get("parts", {}).items():
+        lines.append(f"{name}: code {part['code']} after {part['seconds']} s")
+    lines += [f"left out, for lack of time: {row}" for row in result.get("left_out", ())]
+    return lines
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, required=True)
@@ -451,7 +474,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
     }
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2) if options.stage != "correctness" else name)
+    print("\n".join(summary(result)))
     if not result.get("passed", True):
         sys.exit(1)
 

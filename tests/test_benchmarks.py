@@ -118,6 +118,17 @@ def test_ratios_are_medians_over_the_rounds(gpu: Any) -> None:
     assert gpu.floors({}, compared, None)["measured_over_floor"] is None
 
 
+def test_the_summary_shows_what_is_wrong(gpu: Any) -> None:
+    compared = gpu.compare({"ours": {"rounds": [2e-6]}, "jax jit": {"rounds": [8e-6]}}, "ours")
+    row = {"features": 8, "hidden": 5, "batch": 10, "precision": "fp32", **gpu.floors({}, compared, 1e-6)}
+    result = {"gpu": None, "stage": "layered", "seconds": 1.0, "rows": [{**row, "same_losses": True}]}
+    assert gpu.summary(result)[1] == "8 5 10 fp32: 2.0 us, 2.0 floors; 4.0 x jax"
+    result["rows"] = [{**row, "same_losses": False}]
+    assert gpu.summary(result)[1].endswith("THE RESULTS DIFFER")
+    missing = gpu.floors(row, gpu.compare({"ours": {"error": "no"}}, "ours"), None)
+    assert "not measured" in gpu.summary({**result, "rows": [missing], "left_out": [ROW]})[1]
+
+
 def test_losses_that_differ_are_seen(gpu: Any) -> None:
     def same(theirs: float, part: float = 1.0) -> bool:
         results = {"ours": {"loss": 2.0, "reconstruction": 1.0}, "jax jit": {"loss": theirs, "reconstruction": part}}

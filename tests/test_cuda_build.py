@@ -21,9 +21,16 @@ from fastsae import _core
 ROOT = Path(__file__).parents[1]
 LIBRARY = Path(str(_core.__file__)).with_name("libfastsae_cuda.so")
 
-#: Kernels that may keep something in memory of their own beside registers: bytes of stack on any architecture, why.
+#: Kernels that may keep something in memory of their own beside registers: most bytes on any architecture, and why.
 STACK = {
-    r"product_kernel<.*Activate<float, .*Sigmoid, .*LogPenalty>": (24, "logarithms of sixteen elements on sm_80"),
+    r"product_kernel<.*Activate<float, \S*(Sigmoid|Tanh), \S*LogPenalty>": (
+        24,
+        "sm_80 and sm_86: the compiler keeps to 48 registers, so that five blocks fit, and the logarithm does not",
+    ),
+    r"product_kernel<.*, double>": (
+        16,
+        "sm_86: the compiler keeps to 80 registers, so that three blocks fit, and sixteen sums take 32 of them",
+    ),
 }
 
 #: Libraries of the C and C++ run-time; everything else must be found at run time or not at all.
