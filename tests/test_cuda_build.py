@@ -25,11 +25,11 @@ LIBRARY = Path(str(_core.__file__)).with_name("libfastsae_cuda.so")
 STACK = {
     r"product_kernel<.*Activate<float, \S*(Sigmoid|Tanh), \S*LogPenalty>": (
         24,
-        "before sm_90: the compiler keeps to 48 registers, so that five blocks fit, and the logarithm does not",
+        "before sm_90: the compiler keeps to 48 registers, for five blocks, and the logarithm needs more",
     ),
     r"product_kernel<.*, double>": (
         16,
-        "sm_86 and sm_89: the compiler keeps to 80 registers, so that three blocks fit, and sixteen sums take 32 of them",
+        "sm_86 and sm_89: the compiler keeps to 80 registers, for three blocks; the sums take 32 of them",
     ),
 }
 
