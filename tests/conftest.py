@@ -38,6 +38,14 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=["cuda"], scope="session")
+def cuda(request: pytest.FixtureRequest) -> str:
+    """The GPU, for what the CPU does not offer; a parameter, so that ``-k cuda`` finds its tests."""
+    if "cuda" not in DEVICES:
+        pytest.skip(f"needs a GPU: {fastsae.cuda_unavailable_reason()}")
+    return request.param
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Puts the number of threads back."""

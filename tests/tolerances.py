@@ -28,6 +28,13 @@ FLOAT32_FACTOR = 4.0
 #: has added up.
 FLOAT32_FLOOR = 8.0
 
+#: Products whose factors are rounded: spacing of the rounded numbers next to 1. The hardware may cut off where the
+#: twin rounds to nearest, which errs by up to one spacing instead of a half and always to the same side.
+SPACING = {"tf32": 2.0**-10, "bf16": 2.0**-7}
+#: So a bound is a multiple of what NumPy loses with the same rounding of the factors, plus two spacings, one for each
+#: factor, because the errors of the twin average out and those of cut-off factors do not.
+ROUNDED_FACTOR, ROUNDED_FLOOR = 4.0, 2.0
+
 #: Published golden values have 12 digits after the point.
 GOLDEN = 1e-12
 
@@ -65,3 +72,19 @@ def product_bound(X: Array, weight: Array, bias: Array, dtype: str) -> Array:
     """
     n = (X.shape[1] + 1) * EPS[dtype] / 2
     return n / (1 - n) * (np.abs(X).astype(float) @ np.abs(weight).astype(float).T + np.abs(bias))
+
+
+def rounded_bound(exact: ArrayLike, rounded: ArrayLike, precision: str) -> float:
+    """Largest allowed difference from `exact` where products round their factors.
+
+    Parameters
+    ----------
+    exact : array
+        By the reference in float64.
+    rounded : array
+        By the reference in float32 with the factors of its products rounded to nearest.
+    precision : {"tf32", "bf16"}
+    """
+    exact = np.asarray(exact, np.float64)
+    drift = float(np.abs(np.asarray(rounded, np.float64) - exact).max(initial=0.0))
+    return ROUNDED_FACTOR * drift + ROUNDED_FLOOR * SPACING[precision] * float(np.abs(exact).max(initial=0.0))

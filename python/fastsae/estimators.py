@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_is
 
 from fastsae import checkpoint as _checkpoint
 from fastsae.config import Config, LayerConfig, TrainingConfig, check_integer
-from fastsae.engine import Engine, as_array
+from fastsae.engine import Engine, as_array, devices
 from fastsae.initializers import initialize
 from fastsae.stores import ArrayStore
 from fastsae.trainer import Callback, Trainer, TrainerState, check_combination
@@ -370,6 +370,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     # scikit-learn
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        engine = self.__dict__.get("_engine")
+        if engine is not None and not _is_here(self.device):  # as `load` does
+            self.device, self.precision = engine.device, engine.config.precision
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_engine")
 
@@ -495,6 +501,12 @@ def _tensor_as_array(name: str, value: Any) -> Any:
     """A DLPack tensor as an array; data frames and lists are left to scikit-learn."""
     tensor = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
     return as_array(name, value) if tensor else value
+
+
+def _is_here(device: str) -> bool:
+    """Whether a model of this device can be on it here."""
+    here = devices()
+    return device in ("auto", *here) or (device == "cuda" and len(here) > 1)
 
 
 def _flat(config: Config) -> dict[str, Any]:

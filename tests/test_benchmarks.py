@@ -1,0 +1,169 @@
+"""The benchmarks of a GPU, as far as they can be checked without one: the contenders' mathematics and the checks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastsae import Config, LayerConfig
+from fastsae.reference import Layered
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+STAGES = ("correctness", "ceilings", "layered", "selection")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("gpu")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("script", [FOLDER / "gpu.sh", FOLDER.parent / ".ci" / "run"], ids=lambda path: path.name)
+def test_shell_scripts_parse(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_help_lists_the_stages() -> None:
+    text = subprocess.run(
+        [sys.executable, FOLDER / "gpu.py", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for stage in STAGES:
+        assert stage in text
+        assert stage in (FOLDER / "gpu.sh").read_text()
+        assert f"gpu.sh {stage}" in (FOLDER / "README.md").read_text()
+
+
+def ask(name: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a worker answers."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / "gpu_workers.py", name, "--device", "cpu"],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+ROW = {"features": 8, "hidden": 5, "batch": 10, "batches": 6, "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("ours", "fastsae"),
+        ("torch default", "torch"),
+        ("torch fused", "torch"),
+        ("jax jit", "jax"),
+        ("jax scan", "jax"),
+    ],
+)
+def test_contenders_train_the_same_model(name: str, module: str, gpu: Any) -> None:
+    """Each has the loss of the reference after 20 steps, and says how long a step takes."""
+    pytest.importorskip(module)
+    workers = importlib.import_module("gpu_workers")
+    X, parameters = workers.layered_problem(ROW)
+    layers = (LayerConfig(5, "sigmoid", "kl", beta=3.0, rho=0.05), LayerConfig(8, "sigmoid"))
+    reference = Layered(Config(8, layers, weight_decay=1e-4, learning_rate=1e-3))
+    reference.set(parameters)
+    for i in range(workers.CHECKED_STEPS):
+        begin = i % ROW["batches"] * ROW["batch"]
+        reference.step(X[begin : begin + ROW["batch"]])
+    expected = reference.evaluate(X[: ROW["batch"]])
+    ready, turn, released = ask(
+        name, {"do": "prepare", "row": ROW}, {"do": "slice", "seconds": 0.01}, {"do": "release"}
+    )
+    assert "error" not in ready, ready
+    assert ready["loss"] == pytest.approx(expected["loss"], rel=gpu.TOLERANCE["fp32"])
+    assert ready["reconstruction"] == pytest.approx(expected["reconstruction"], rel=gpu.TOLERANCE["fp32"])
+    assert turn["seconds_per_step"] > 0
+    assert turn["steps"] >= 1
+    assert released == {}
+
+
+def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
+    bad = {**ROW, "features": -1}
+    failed, turn, ready = ask(
+        "ours", {"do": "prepare", "row": bad}, {"do": "slice", "seconds": 1}, {"do": "prepare", "row": ROW}
+    )
+    assert "ValueError" in failed["error"]
+    assert "error" in turn
+    assert "loss" in ready
+
+
+def test_ratios_are_medians_over_the_rounds(gpu: Any) -> None:
+    results = {
+        "ours": {"rounds": [1.0, 2.0, 1.0]},
+        "torch default": {"rounds": [9.0, 9.0, 9.0]},
+        "torch fused": {"rounds": [4.0, 4.0, 4.0]},
+        "jax jit": {"error": "no such thing"},
+    }
+    compared = gpu.compare(results, "ours")
+    assert compared["measured_seconds"] == 1.0
+    assert compared["times_faster_than"] == {"eager": 4.0}
+    assert compared["missing"] == {"jax jit": "no such thing"}
+    assert gpu.floors({}, compared, 0.5)["measured_over_floor"] == 2.0
+    assert gpu.floors({}, compared, None)["measured_over_floor"] is None
+
+
+def test_the_summary_shows_what_is_wrong(gpu: Any) -> None:
+    compared = gpu.compare({"ours": {"rounds": [2e-6]}, "jax jit": {"rounds": [8e-6]}}, "ours")
+    row = {"features": 8, "hidden": 5, "batch": 10, "precision": "fp32", **gpu.floors({}, compared, 1e-6)}
+    result = {"gpu": None, "stage": "layered", "seconds": 1.0, "rows": [{**row, "same_losses": True}]}
+    assert gpu.summary(result)[1] == "8 5 10 fp32: 2.0 us, 2.0 floors; 4.0 x jax"
+    result["rows"] = [{**row, "same_losses": False}]
+    assert gpu.summary(result)[1].endswith("THE RESULTS DIFFER")
+    missing = gpu.floors(row, gpu.compare({"ours": {"error": "no"}}, "ours"), None)
+    assert "not measured" in gpu.summary({**result, "rows": [missing], "left_out": [ROW]})[1]
+
+
+def test_losses_that_differ_are_seen(gpu: Any) -> None:
+    def same(theirs: float, part: float = 1.0) -> bool:
+        results = {"ours": {"loss": 2.0, "reconstruction": 1.0}, "jax jit": {"loss": theirs, "reconstruction": part}}
+        return bool(gpu.losses(results, "fp32")["same_losses"])
+
+    assert same(2.0)
+    assert same(2.00001)
+    assert not same(2.001)
+    assert not same(2.0, 1.001)
+    assert not gpu.losses({"jax jit": {"loss": 1.0, "reconstruction": 1.0}}, "fp32")["same_losses"]
+
+
+def test_a_wrong_selection_is_seen(gpu: Any, tmp_path: Path) -> None:
+    row = {"features": 16, "latents": 200, "active": 4, "batch": 30, "precision": "fp32"}
+    X, weight, bias = gpu.selection_problem(row)
+    scores = X @ weight.T + bias
+    indices = np.argsort(-scores, axis=1)[:, :4]
+    values = np.take_along_axis(scores, indices, axis=1)
+
+    def right(values: np.ndarray, indices: np.ndarray) -> bool:
+        np.savez(tmp_path / "ours.npz", values=values, indices=indices.astype(np.int32))
+        return bool(gpu.agree(row, tmp_path, "cpu")["selection_is_right"])
+
+    assert not gpu.agree(row, tmp_path, "cpu")["selection_is_right"]
+    assert right(values, indices)
+    assert not right(values + 1e-3, indices)
+    assert not right(values[:, ::-1], indices[:, ::-1])
+    assert not right(values[:, [0, 1, 2, 2]], indices[:, [0, 1, 2, 2]])
+    fifth = np.argsort(-scores, axis=1)[:, [0, 1, 2, 4]]
+    assert not right(np.take_along_axis(scores, fifth, axis=1), fifth)
+    np.savez(tmp_path / "torch.npz", values=values, indices=np.flip(indices, axis=1))
+    assert right(values, indices)
+    assert gpu.agree(row, tmp_path, "cpu")["rows_that_pytorch_selects_alike"] == 1.0
+
+
+def test_bf16_is_rounded_to_nearest_even(gpu: Any) -> None:
+    values = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 0.0, 3.0], np.float32)
+    np.testing.assert_array_equal(gpu.to_bf16(values), [1, 1 + 2**-6, -1, 0, 3])
