@@ -5,37 +5,85 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['DeviceError', 'Engine', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+import typing_extensions
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
     """
+class DeviceArray:
+    """
+    Rows in the memory of an engine's device.
+    
+    What `fastsae.Engine` gives for a tensor of its device, and what `fastsae.Engine.hold` keeps there. It is handed on
+    without a copy by ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack``; `numpy` copies it to the
+    host. It does not turn into a NumPy array by itself.
+    """
+    def __dlpack__(self, *, stream: typing.Any = None, max_version: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, dl_device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, copy: bool | None = None) -> typing_extensions.CapsuleType:
+        """
+        A DLPack capsule; all work on the array is done, whatever stream the consumer names.
+        """
+    def __dlpack_device__(self) -> tuple:
+        ...
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def numpy(self) -> numpy.ndarray:
+        """
+        A copy as a NumPy array. ValueError for bfloat16, which NumPy lacks.
+        """
+    @property
+    def device(self) -> str:
+        """
+        "cpu", or "cuda:0", ...
+        """
+    @property
+    def dtype(self) -> str:
+        """
+        "float32", "float64", "float16" or "bfloat16".
+        """
+    @property
+    def shape(self) -> tuple:
+        """
+        Sizes, as a tuple of int.
+        """
 class Engine:
     def __init__(self, config: dict, code_layer: typing.SupportsInt | typing.SupportsIndex, device: str, full_batch_rows: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         ...
-    def decode(self, H: numpy.ndarray, out: numpy.ndarray) -> None:
+    def borrow(self, name: str, tensor: typing.Any) -> DeviceArray:
         ...
-    def encode(self, X: numpy.ndarray, out: numpy.ndarray) -> None:
+    def decode(self, H: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
         ...
-    def evaluate(self, X: numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+    def empty(self, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, sparing: bool) -> DeviceArray | None:
+        ...
+    def encode(self, X: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
+        ...
+    def evaluate(self, X: DeviceArray | numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+        ...
+    def first_row_outside(self, X: DeviceArray, low: typing.SupportsFloat | typing.SupportsIndex, high: typing.SupportsFloat | typing.SupportsIndex) -> int:
         ...
     def get(self, name: str) -> numpy.ndarray:
         ...
-    def gradient(self, X: numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+    def gradient(self, X: DeviceArray | numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
         ...
     def metrics(self) -> dict:
         ...
     def names(self) -> list[str]:
         ...
-    def reconstruct(self, X: numpy.ndarray, out: numpy.ndarray) -> None:
+    def reconstruct(self, X: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
         ...
     def reset_metrics(self) -> None:
         ...
-    def run(self, X: numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, batch_size: typing.SupportsInt | typing.SupportsIndex, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> None:
+    def run(self, X: DeviceArray | numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, batch_size: typing.SupportsInt | typing.SupportsIndex, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> None:
         ...
-    def score(self, X: numpy.ndarray) -> numpy.typing.NDArray[numpy.float64]:
+    def score(self, X: DeviceArray | numpy.ndarray) -> numpy.typing.NDArray[numpy.float64]:
         ...
     def set(self, name: str, value: numpy.ndarray) -> None:
+        ...
+    def take(self, X: DeviceArray | numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, to: DeviceArray, first: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def view(self, X: numpy.ndarray) -> DeviceArray | None:
         ...
     @property
     def code_width(self) -> int:
@@ -45,6 +93,9 @@ class Engine:
         ...
     @learning_rate.setter
     def learning_rate(self, arg1: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def place(self) -> tuple[int, int]:
         ...
     @property
     def steps(self) -> int:

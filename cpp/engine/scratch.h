@@ -1,0 +1,61 @@
+// The memory that work is done in, and views of it and of the caller's rows.
+#pragma once
+
+#include "engine/engine.h"
+
+namespace fastsae {
+
+inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
+  return {memory.data, rows, cols, cols, dtype, memory.shadow};
+}
+
+inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
+  return shaped(memory, rows, cols, memory.dtype);
+}
+
+// The caller's memory as a tensor, where no conversion is needed and no shadow is wanted.
+inline bool usable_in_place(const Backend& backend, const RowSource& x, DType dtype) {
+  return backend.reads(x) && !backend.wants_shadows() && x.dtype == dtype &&
+         x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
+         x.stride_bytes >= x.cols * static_cast<std::int64_t>(size_of(dtype));
+}
+
+inline Tensor in_place(const RowSource& x, std::int64_t first, std::int64_t rows) {
+  return {const_cast<std::byte*>(x.row(first)), rows, x.cols,
+          x.stride_bytes / static_cast<std::int64_t>(size_of(x.dtype)), x.dtype};
+}
+
+inline RowSource rows_from(const RowSource& x, std::int64_t first, std::int64_t rows) {
+  RowSource part = x;
+  part.data = x.row(first);
+  part.rows = rows;
+  return part;
+}
+
+inline RowSource source_of(const Tensor& x) {
+  return {x.data, x.rows, x.cols, x.stride * static_cast<std::int64_t>(size_of(x.dtype)), x.dtype, true};
+}
+
+// The caller's rows may go once this has gone.
+struct Finish {
+  Backend& backend;
+  ~Finish() { backend.finish(); }
+};
+
+struct Engine::Training {
+  std::int64_t rows = 0;
+  std::int64_t number = 0;  // of this scratch among all there were
+  Arena arena;
+  Tensor* x = nullptr;
+  Tensor* weight = nullptr;
+};
+
+// Three work tensors, a code, a staged input and a staged output, for one call at a time.
+struct Engine::Inference {
+  std::int64_t rows = 0;
+  Arena arena;
+  Tensor work[3];
+  Tensor code, input, output;
+};
+
+}  // namespace fastsae
