@@ -96,26 +96,30 @@ RowSource rows_of(const char* name, const Engine& engine, const Rows& rows, std:
 }
 
 RowTarget output_of(Rows& out, const Engine& engine, const RowSource& in, std::int64_t cols) {
+  const Place place = engine.backend().place();
+  const std::size_t bytes = static_cast<std::size_t>(in.rows * cols) * size_of(engine.dtype());
+  RowTarget target(nullptr);
   if (const auto* array = std::get_if<DeviceArray>(&out)) {
     const Tensor& t = array->tensor;
-    FS_REQUIRE(array->place == engine.backend().place() && t.dtype == engine.dtype() && !array->vector &&
-                   t.rows == in.rows && t.cols == cols && array->dense() && !array->read_only,
+    FS_REQUIRE(array->place == place && t.dtype == engine.dtype() && !array->vector && t.rows == in.rows &&
+                   t.cols == cols && array->dense() && !array->read_only,
                "out: expected a writable dense ", dtype_name(engine.dtype()), " array of ", in.rows, " x ",
-               cols, " on ", place_name(engine.backend().place()), ", got ", t.rows, " x ", t.cols, " of ",
-               dtype_name(t.dtype), " on ", place_name(array->place), array->read_only ? ", read-only" : "");
-    const auto* first = static_cast<const std::byte*>(t.data);
-    const std::byte* last = first + static_cast<std::size_t>(t.size()) * size_of(t.dtype);
-    const std::byte* in_last = in.row(in.rows) + static_cast<std::size_t>(in.cols) * size_of(in.dtype);
-    FS_REQUIRE(!in.on_device || t.size() == 0 || last <= in.data || in_last <= first,
-               "out: expected memory of its own, got memory that the input uses");
-    return {t.data, true};
+               cols, " on ", place_name(place), ", got ", t.rows, " x ", t.cols, " of ", dtype_name(t.dtype),
+               " on ", place_name(array->place), array->read_only ? ", read-only" : "");
+    target = {t.data, true};
+  } else {
+    auto& host = std::get<py::array>(out);
+    FS_REQUIRE(
+        host.dtype().equal(numpy_dtype(engine.dtype())) && host.ndim() == 2 && host.shape(0) == in.rows &&
+            host.shape(1) == cols && (host.flags() & py::array::c_style) && host.writeable(),
+        "out: expected a writable C-contiguous array of ", in.rows, " x ", cols, " in the model's dtype");
+    target = host.mutable_data();
   }
-  auto& array = std::get<py::array>(out);
-  FS_REQUIRE(
-      array.dtype().equal(numpy_dtype(engine.dtype())) && array.ndim() == 2 && array.shape(0) == in.rows &&
-          array.shape(1) == cols && (array.flags() & py::array::c_style) && array.writeable(),
-      "out: expected a writable C-contiguous array of ", in.rows, " x ", cols, " in the model's dtype");
-  return array.mutable_data();
+  const auto* first = static_cast<const std::byte*>(target.data);
+  const std::byte* in_last = in.row(in.rows - 1) + static_cast<std::size_t>(in.cols) * size_of(in.dtype);
+  FS_REQUIRE(bytes == 0 || first + bytes <= in.data || in_last <= first,
+             "out: expected memory of its own, got memory that the input uses");
+  return target;
 }
 
 const std::int64_t* order_of(const Order& order, std::int64_t rows) {

@@ -37,7 +37,7 @@ def readable(array: Array) -> bool:
     return (
         array.dtype in (np.float32, np.float64)
         and array.flags.aligned
-        and (array.shape[1] <= 1 or array.strides[1] == array.itemsize)
+        and (array.size == 0 or array.shape[1] == 1 or array.strides[1] == array.itemsize)
         and array.strides[0] >= 0
     )
 

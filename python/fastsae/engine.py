@@ -232,8 +232,7 @@ class Engine:
     def first_row_outside(self, X: DeviceArray, low: float = -math.inf, high: float = math.inf) -> int | None:
         """The first row of `X` with NaN or a number outside [low, high] or infinite; None if there is none."""
         limit = float(np.finfo(self.config.dtype).max)
-        rows = self._device_rows("X", X, self.config.n_features)
-        row = self._core.first_row_outside(rows, max(low, -limit), min(high, limit))
+        row = self._core.first_row_outside(X, max(low, -limit), min(high, limit))
         return None if row < 0 else row
 
     def names(self) -> list[str]:
