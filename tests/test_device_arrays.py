@@ -646,6 +646,19 @@ def test_tensors_of_libraries_go_in_and_out(library: str, device: str) -> None:
     rows = b.hold(tensor) if device == "cuda" else b._core.borrow("X", tensor)
     code = b.encode(rows)
     np.testing.assert_array_equal(back(library, code), a.encode(X))
-    fitted = estimator(device).fit(tensor)
-    assert everything(fitted._engine) == everything(estimator(device).fit(X)._engine)
+    fitted = estimator(device).fit(tensor, sample_weight=tensor[:, 0])
+    assert everything(fitted._engine) == everything(estimator(device).fit(X, sample_weight=X[:, 0])._engine)
     assert isinstance(fitted.transform(tensor), DeviceArray if device == "cuda" else np.ndarray)
+
+
+def test_a_tensor_of_torch_is_written_in_place(device: str) -> None:
+    torch = pytest.importorskip("torch")
+    engine, X = made(device), data()
+    tensor, out = tensor_of("torch", X, device), torch.zeros(N, H, device=device)
+    assert engine.encode(tensor, out=out) is out
+    np.testing.assert_array_equal(out.cpu().numpy(), engine.encode(X))
+    brain = torch.from_numpy(X).to(torch.bfloat16)
+    rows = engine._core.borrow("X", brain.to(device))
+    np.testing.assert_array_equal(engine.encode(rows).numpy(), engine.encode(brain.float().numpy()))
+    with pytest.raises(ValueError, match="X: expected a tensor"):
+        engine.encode(tensor.clone().requires_grad_())

@@ -115,9 +115,10 @@ RowTarget output_of(Rows& out, const Engine& engine, const RowSource& in, std::i
         "out: expected a writable C-contiguous array of ", in.rows, " x ", cols, " in the model's dtype");
     target = host.mutable_data();
   }
+  if (bytes == 0) return target;
   const auto* first = static_cast<const std::byte*>(target.data);
   const std::byte* in_last = in.row(in.rows - 1) + static_cast<std::size_t>(in.cols) * size_of(in.dtype);
-  FS_REQUIRE(bytes == 0 || first + bytes <= in.data || in_last <= first,
+  FS_REQUIRE(first + bytes <= in.data || in_last <= first,
              "out: expected memory of its own, got memory that the input uses");
   return target;
 }

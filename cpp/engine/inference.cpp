@@ -1,5 +1,6 @@
 // Inference: blocks of rows through the model, side by side where the device allows it.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "engine/scratch.h"
@@ -46,6 +47,8 @@ void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, co
     if (!backend_->reads_host_memory()) lock.lock();
     scratch = lease(std::min(kInferenceRows, in.rows));
   }
+  std::optional<Finish> finish;
+  if (!backend_->reads_host_memory()) finish.emplace(*backend_, &model_mutex_);
   for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
     const std::int64_t count = std::min(kInferenceRows, in.rows - first);
     const Tensor target = result.slice_rows(first, count);
@@ -55,7 +58,6 @@ void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, co
       body(input_block(rows, *scratch), target, *scratch);
     } else {
       const std::unique_lock lock(model_mutex_);  // the device works on one thing at a time
-      const Finish finish{*backend_};
       const Tensor out = on_device ? target : shaped(scratch->output, count, target.cols, target.dtype);
       body(input_block(rows, *scratch), out, *scratch);
       if (!on_device) backend_->read(out, target.data);

@@ -1,6 +1,9 @@
 // The memory that work is done in, and views of it and of the caller's rows.
 #pragma once
 
+#include <mutex>
+#include <shared_mutex>
+
 #include "engine/engine.h"
 
 namespace fastsae {
@@ -36,10 +39,15 @@ inline RowSource source_of(const Tensor& x) {
   return {x.data, x.rows, x.cols, x.stride * static_cast<std::int64_t>(size_of(x.dtype)), x.dtype, true};
 }
 
-// The caller's rows may go once this has gone.
+// Once this has gone the device has done its work, so that the rows of a caller may go.
 struct Finish {
   Backend& backend;
-  ~Finish() { backend.finish(); }
+  std::shared_mutex* mutex = nullptr;  // null: the caller has it
+  ~Finish() {
+    std::unique_lock<std::shared_mutex> lock;
+    if (mutex != nullptr) lock = std::unique_lock(*mutex);
+    backend.finish();
+  }
 };
 
 struct Engine::Training {

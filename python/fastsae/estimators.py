@@ -493,10 +493,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if sample_weight is None or is_elsewhere(sample_weight):
             return X, sample_weight
         sample_weight = _tensor_as_array("sample_weight", sample_weight)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.any():
-            raise ValueError("sample_weight: expected at least one weight that is not zero")
-        return X, weights
+        return X, _not_all_zero(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
 
     def _validate_rows(self, X: Any, reset: bool) -> Any:
         # A memory map is not read twice: a step that meets a NaN names its row.
@@ -513,7 +510,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             X = engine.rows("X", X, engine.config.n_features)
             if isinstance(X, DeviceArray):
                 check_values("X", engine, X, as_target=True)
-        return ArrayStore(X, engine), engine.weights(weights, X.shape[0])
+        if is_elsewhere(weights):
+            weights = _not_all_zero(engine.weights(weights, X.shape[0]))
+        return ArrayStore(X, engine), weights
 
     def _check_shape(self, X: Any, reset: bool) -> None:
         """What scikit-learn checks of an array, for a tensor whose numbers it cannot read."""
@@ -536,6 +535,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if not hasattr(self, "_engine"):
             raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
         return self._engine
+
+
+def _not_all_zero(weights: Any) -> Any:
+    if not weights.any():
+        raise ValueError("sample_weight: expected at least one weight that is not zero")
+    return weights
 
 
 def _on_device(value: Any) -> bool:
