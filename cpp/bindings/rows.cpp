@@ -16,8 +16,6 @@ RowSource rows_of(const DeviceArray& x) {
           x.tensor.dtype, true};
 }
 
-// Rows between Python and the device
-
 DeviceArray borrow(const Engine& engine, const std::string& name, const py::object& tensor) {
   const Backend& backend = engine.backend();
   return from_dlpack(name, tensor, backend.place(), backend.fetch_rows(),
