@@ -4,42 +4,24 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
-#include <mutex>
+#include <vector>
 
 #include "backend/convert.h"
 #include "backend/plugin.h"
 #include "handles.h"
 #include "passes.h"
 #include "select_tiles.h"
+#include "staging.h"
 
 namespace fastsae::cuda {
 namespace {
 
 constexpr std::size_t kGraphs = 8;           // of the latest step keys
 constexpr std::int64_t kStepsInFlight = 32;  // before the host looks at their outcome
-constexpr std::size_t kStagingBytes = std::size_t{8} << 20;
 
-// Pinned memory in two halves: one is filled while the other is copied.
-class Staging {
- public:
-  Staging() {
-    void* memory = nullptr;
-    FS_CUDA(cudaMallocHost(&memory, 2 * kStagingBytes));
-    memory_.reset(memory);
-    for (Event& event : copied_) event = make_event();
-  }
-  std::byte* next() {
-    half_ = 1 - half_;
-    FS_CUDA(cudaEventSynchronize(copied_[half_].get()));
-    return static_cast<std::byte*>(memory_.get()) + half_ * kStagingBytes;
-  }
-  void sent(cudaStream_t stream) { FS_CUDA(cudaEventRecord(copied_[half_].get(), stream)); }
-
- private:
-  Pinned memory_;
-  Event copied_[2];
-  int half_ = 0;
-};
+std::size_t pitch_of(const Tensor& tensor) {
+  return static_cast<std::size_t>(tensor.stride) * size_of(tensor.dtype);
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -66,6 +48,29 @@ class CudaBackend final : public Backend {
 
   bool reads_host_memory() const override { return false; }
 
+  Place place() const override { return {2, device_}; }
+
+  void* stream() const override { return stream_.get(); }
+
+  void finish() noexcept override {
+    if (process_ == getpid()) (void)cudaStreamSynchronize(stream_.get());
+  }
+
+  std::size_t free_memory() const override {
+    use_device();
+    std::size_t free_bytes = 0, all = 0;
+    FS_CUDA(cudaMemGetInfo(&free_bytes, &all));
+    return free_bytes;
+  }
+
+  FetchRows fetch_rows() const override {
+    return [](Place from, const Tensor& tensor, void* to) {
+      FS_CUDA(cudaSetDevice(from.id));
+      FS_CUDA(cudaMemcpy2D(to, tensor.row_bytes(), tensor.data, pitch_of(tensor), tensor.row_bytes(),
+                           tensor.rows, cudaMemcpyDeviceToHost));
+    };
+  }
+
   bool wants_shadows() const override { return precision_ == Precision::bf16; }
 
   Memory allocate(std::size_t bytes) override {
@@ -75,9 +80,7 @@ class CudaBackend final : public Backend {
         error != cudaSuccess) {
       (void)cudaGetLastError();
       if (error != cudaErrorMemoryAllocation) check(error, "cudaMalloc");
-      std::size_t free_bytes = 0, all = 0;
-      FS_CUDA(cudaMemGetInfo(&free_bytes, &all));
-      throw MemoryError(bytes, free_bytes);
+      throw MemoryError(bytes, free_memory());
     }
     Memory owner(memory, [device = device_, process = process_](void* p) {
       if (process != getpid()) return;
@@ -131,14 +134,30 @@ class CudaBackend final : public Backend {
 
   void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
     use_device();
-    upload(source, order, out);
+    if (source.on_device)
+      launch_gather(source, uploaded(order, out.rows), out, stream_.get());
+    else
+      upload(source, order, out);
     poll();
+  }
+
+  std::int64_t first_row_outside(const RowSource& source, double low, double high) override {
+    use_device();
+    FS_REQUIRE(source.on_device, "X: expected rows in the device's memory");
+    std::vector<std::int64_t> found(static_cast<std::size_t>(search_blocks(source)));
+    if (found.empty()) return -1;
+    const std::size_t bytes = found.size() * sizeof(std::int64_t);
+    auto* on_device = static_cast<std::int64_t*>(room(order_, bytes));
+    launch_search(source, low, high, on_device, stream_.get());
+    FS_CUDA(cudaMemcpyAsync(found.data(), on_device, bytes, cudaMemcpyDeviceToHost, stream_.get()));
+    FS_CUDA(cudaStreamSynchronize(stream_.get()));
+    const std::int64_t first = *std::min_element(found.begin(), found.end());
+    return first < source.rows ? first : -1;
   }
 
   void read(const Tensor& from, void* to) override {
     use_device();
-    const std::size_t pitch = static_cast<std::size_t>(from.stride) * size_of(from.dtype);
-    FS_CUDA(cudaMemcpy2DAsync(to, from.row_bytes(), from.data, pitch, from.row_bytes(), from.rows,
+    FS_CUDA(cudaMemcpy2DAsync(to, from.row_bytes(), from.data, pitch_of(from), from.row_bytes(), from.rows,
                               cudaMemcpyDeviceToHost, stream_.get()));
     FS_CUDA(cudaStreamSynchronize(stream_.get()));
   }
@@ -184,21 +203,35 @@ class CudaBackend final : public Backend {
   // Through pinned memory: the source may change as soon as this returns.
   void upload(const RowSource& source, const std::int64_t* order, const Tensor& out) {
     const ConvertRow convert = row_converter(source.dtype, out.dtype);
-    const std::int64_t at_once = std::max<std::int64_t>(
-        1, static_cast<std::int64_t>(kStagingBytes / std::max<std::size_t>(1, out.row_bytes())));
-    FS_REQUIRE(out.row_bytes() <= kStagingBytes, "X: a row of ", out.row_bytes(),
-               " bytes is more than fits in staging");
+    const std::size_t row_bytes = std::max<std::size_t>(1, out.row_bytes());
+    const auto at_once = static_cast<std::int64_t>(staging_->largest() / row_bytes);
+    FS_REQUIRE(at_once > 0, "X: a row of ", row_bytes, " bytes is more than fits in staging");
     for (std::int64_t first = 0; first < out.rows; first += at_once) {
       const std::int64_t count = std::min(at_once, out.rows - first);
-      std::byte* staged = staging_->next();
-      for (std::int64_t row = 0; row < count; ++row) {
-        const std::int64_t index = order == nullptr ? first + row : order[first + row];
-        convert(source.row(index), staged + row * out.row_bytes(), out.cols);
-      }
-      copy_rows(out.slice_rows(first, count), staged, out.cols, cudaMemcpyHostToDevice);
-      staging_->sent(stream_.get());
+      staging_->send(count * row_bytes, stream_.get(), [&](std::byte* staged, std::size_t) {
+        for (std::int64_t row = 0; row < count; ++row) {
+          const std::int64_t index = order == nullptr ? first + row : order[first + row];
+          convert(source.row(index), staged + row * row_bytes, out.cols);
+        }
+        copy_rows(out.slice_rows(first, count), staged, out.cols, cudaMemcpyHostToDevice);
+      });
     }
     if (out.shadow != nullptr) launch_shadow(out, stream_.get());
+  }
+
+  // The order in the device's memory until the next one; null stays null.
+  const std::int64_t* uploaded(const std::int64_t* order, std::int64_t count) {
+    if (order == nullptr) return nullptr;
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(std::int64_t);
+    const auto* from = reinterpret_cast<const std::byte*>(order);
+    auto* to = static_cast<std::byte*>(room(order_, bytes));
+    for (std::size_t done = 0; done < bytes;) {
+      done += staging_->send(bytes - done, stream_.get(), [&](std::byte* staged, std::size_t part) {
+        std::memcpy(staged, from + done, part);
+        FS_CUDA(cudaMemcpyAsync(to + done, staged, part, cudaMemcpyHostToDevice, stream_.get()));
+      });
+    }
+    return reinterpret_cast<const std::int64_t*>(to);
   }
 
   void use_device() const {
@@ -266,7 +299,7 @@ class CudaBackend final : public Backend {
   Stream stream_;
   std::unique_ptr<Staging> staging_;
   std::list<Recorded> graphs_;
-  Scratch partial_, scores_;
+  Scratch partial_, scores_, order_;
 };
 
 }  // namespace

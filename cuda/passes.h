@@ -30,5 +30,13 @@ void launch_add_totals(std::span<const Total> totals, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
 // Brings the shadow of a tensor up to date.
 void launch_shadow(const Tensor& of, cudaStream_t stream);
+// Row i of out, and of its shadow, is row order[i] of the source; both are in the device's memory.
+void launch_gather(const RowSource& source, const std::int64_t* order, const Tensor& out,
+                   cudaStream_t stream);
+// found[i], for each of search_blocks(), is the first row of a block that holds NaN or a number outside [low, high],
+// or the number of all rows.
+void launch_search(const RowSource& source, double low, double high, std::int64_t* found,
+                   cudaStream_t stream);
+std::int64_t search_blocks(const RowSource& source);
 
 }  // namespace fastsae::cuda

@@ -165,12 +165,10 @@ def test_values_too_large_for_float32(fitted: SparseAutoencoder) -> None:
     X = with_value(1e300, np.float64)
     sae = copy.deepcopy(fitted).set_params(shuffle=False)  # the row is in the first batch
     before = everything(sae)
-    with pytest.raises(FloatingPointError, match="scale X"):
-        sae.partial_fit(X)
-    assert everything(sae) == before
-    with pytest.raises(ValueError, match=r"^X: row 7 contains .* too large for float32"):
-        sae.partial_fit(np.asfortranarray(X))
-    assert everything(sae) == before
+    for rows in (X, np.asfortranarray(X)):
+        with pytest.raises(ValueError, match=r"^X: row 7 contains .* too large for float32"):
+            sae.partial_fit(rows)
+        assert everything(sae) == before
     sae.partial_fit(data())
     make(dtype="float64").fit(X / 1e300)
 

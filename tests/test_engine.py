@@ -395,7 +395,7 @@ class ElsewhereDlpack:
 
 
 def test_tensor_on_another_device(device: str) -> None:
-    with pytest.raises(ValueError, match="X: expected a tensor in CPU memory"):
+    with pytest.raises(ValueError, match=r"X: expected a tensor .*in CPU memory"):
         trained(device).encode(ElsewhereDlpack())
 
 

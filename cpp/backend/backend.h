@@ -29,6 +29,24 @@ struct RowSource {
   }
 };
 
+// Where memory is, in the numbers of DLPack: type 1 is the host's, 2 that of a CUDA device.
+struct Place {
+  std::int32_t type = 1;
+  std::int32_t id = 0;
+  friend bool operator==(const Place&, const Place&) = default;
+};
+
+// Copies a tensor that is complete to dense host memory. It outlives the backend, and any thread may call it.
+using FetchRows = void (*)(Place from, const Tensor& tensor, void* to);
+
+// Where dense rows of a result go: host memory, or memory of the backend's own device.
+struct RowTarget {
+  void* data;
+  bool on_device;
+  RowTarget(void* host) : data(host), on_device(false) {}
+  RowTarget(void* where, bool device) : data(where), on_device(device) {}
+};
+
 // A factor of a product, taken transposed or as it is.
 struct Factor {
   Tensor tensor;
@@ -66,8 +84,18 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // Whether tensors may be views of the caller's memory.
+  // Whether tensors may be views of host memory; if so, calls may run side by side and steps are not recorded.
   virtual bool reads_host_memory() const = 0;
+  // Whether tensors may be views of these rows.
+  bool reads(const RowSource& rows) const { return rows.on_device || reads_host_memory(); }
+  virtual Place place() const = 0;
+  // Its queue of work, as DLPack's producers take it; null where there is none.
+  virtual void* stream() const = 0;
+  // Waits until all that was begun is done.
+  virtual void finish() noexcept = 0;
+  // Bytes that allocate() could give.
+  virtual std::size_t free_memory() const = 0;
+  virtual FetchRows fetch_rows() const = 0;
   // Whether products are faster where their factors have shadows.
   virtual bool wants_shadows() const = 0;
   // Zeroed; MemoryError if there is too little.
@@ -85,6 +113,8 @@ class Backend {
   virtual void fill(Tensor to, double value) = 0;
   // Row i of out is row order[i] of the source (row i if order is null), converted to out's type.
   virtual void gather(const RowSource& source, const std::int64_t* order, Tensor out) = 0;
+  // The first row that holds NaN or a number outside [low, high], or -1. Waits for the device.
+  virtual std::int64_t first_row_outside(const RowSource& rows, double low, double high) = 0;
   // Dense host memory of the tensor's own type.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void write(const Tensor& to, const void* from) = 0;

@@ -7,6 +7,8 @@
 #include <chrono>
 
 #include "backend/process.h"
+#include "bindings/device_array.h"
+#include "bindings/rows.h"
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/topk_encoder.h"
@@ -17,7 +19,6 @@ namespace fastsae {
 namespace {
 
 using Weights = std::optional<py::array_t<double, py::array::c_style>>;
-using Order = std::optional<py::array_t<std::int64_t, py::array::c_style>>;
 
 // Lets Python's signal handlers run, at most every 50 ms; they raise KeyboardInterrupt from here.
 void check_signals() {
@@ -44,33 +45,10 @@ Precision precision_from(const std::string& name) {
   return Precision::full;
 }
 
-py::dtype numpy_dtype(DType dtype) {
-  if (dtype == DType::i32) return py::dtype::of<std::int32_t>();
-  return dtype == DType::f32 ? py::dtype::of<float>() : py::dtype::of<double>();
-}
-
-RowSource rows_of(const char* name, const py::array& x, std::int64_t cols) {
-  const bool f32 = py::isinstance<py::array_t<float>>(x), f64 = py::isinstance<py::array_t<double>>(x);
-  FS_REQUIRE(f32 || f64, name, ": expected an array of float32 or float64");
-  FS_REQUIRE(x.ndim() == 2 && x.shape(1) == cols, name, ": expected ", cols, " columns, got ",
-             x.ndim() == 2 ? text(x.shape(1)) : text(x.ndim(), " dimensions"));
-  FS_REQUIRE(x.size() == 0 || cols == 1 || x.strides(1) == x.itemsize(), name,
-             ": expected rows that are contiguous in memory");
-  return {x.data(), x.shape(0), cols, x.strides(0), f32 ? DType::f32 : DType::f64};
-}
-
 const double* weights_of(const Weights& weights, std::int64_t rows) {
   if (!weights) return nullptr;
   FS_REQUIRE(weights->size() == rows, "sample_weight: expected ", rows, " numbers, got ", weights->size());
   return weights->data();
-}
-
-void* output_of(py::array& out, DType dtype, std::int64_t rows, std::int64_t cols) {
-  FS_REQUIRE(out.dtype().equal(numpy_dtype(dtype)) && out.ndim() == 2 && out.shape(0) == rows &&
-                 out.shape(1) == cols && (out.flags() & py::array::c_style) && out.writeable(),
-             "out: expected a writable C-contiguous array of ", rows, " x ", cols,
-             " in the dtype of the result");
-  return out.mutable_data();
 }
 
 py::dict cost_dict(const Cost& cost) {
@@ -144,17 +122,13 @@ void write_tensor(Engine& engine, const std::string& name, const py::array& valu
   engine.write(name, from);
 }
 
-void run_epoch(Engine& engine, const py::array& x, const Order& order, std::int64_t batch,
+void run_epoch(Engine& engine, const Rows& x, const Order& order, std::int64_t batch,
                const Weights& weights) {
-  const RowSource rows = rows_of("X", x, engine.n_features());
+  const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
   const double* w = weights_of(weights, rows.rows);
   FS_REQUIRE(batch >= 1, "batch_size: expected an integer >= 1, got ", batch);
-  const std::int64_t* indices = order ? order->data() : nullptr;
+  const std::int64_t* indices = order_of(order, rows.rows);
   const std::int64_t count = order ? order->size() : rows.rows;
-  for (std::int64_t i = 0; indices != nullptr && i < count; ++i) {
-    FS_REQUIRE(indices[i] >= 0 && indices[i] < rows.rows, "order: expected row numbers in [0, ", rows.rows,
-               "), got ", indices[i]);
-  }
   py::gil_scoped_release release;
   engine.run(rows, w, indices, count, batch);
 }
@@ -163,14 +137,36 @@ std::unique_ptr<TopKEncoder> make_topk_encoder(const py::array& weight, const st
                                                std::int64_t k, const std::string& device,
                                                const std::string& dtype, const std::string& precision) {
   FS_REQUIRE(weight.ndim() == 2, "weight: expected 2 dimensions, got ", weight.ndim());
-  const RowSource weight_rows = rows_of("weight", weight, weight.shape(1));
-  std::optional<RowSource> bias_row;
-  if (bias) bias_row = rows_of("bias", *bias, weight.shape(0));
   const DType type = dtype_from(dtype);
-  const Precision rounding = precision_from(precision);
+  std::unique_ptr<Backend> backend = make_backend(device, precision_from(precision), check_signals);
+  const RowSource weight_rows = rows_of("weight", *backend, weight, weight.shape(1));
+  std::optional<RowSource> bias_row;
+  if (bias) bias_row = rows_of("bias", *backend, *bias, weight.shape(0));
   py::gil_scoped_release release;
   return std::make_unique<TopKEncoder>(weight_rows, bias_row ? &*bias_row : nullptr, k, type,
-                                       make_backend(device, rounding, check_signals));
+                                       std::move(backend));
+}
+
+template <Cost (Engine::*Compute)(const RowSource&, const double*)>
+py::dict cost_of(Engine& engine, const Rows& x, const Weights& weights) {
+  const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
+  const double* w = weights_of(weights, rows.rows);
+  Cost cost;
+  {
+    py::gil_scoped_release release;
+    cost = (engine.*Compute)(rows, w);
+  }
+  return cost_dict(cost);
+}
+
+using Infer = void (Engine::*)(const RowSource&, RowTarget) const;
+
+void infer(const Engine& engine, Infer compute, const char* name, const Rows& in, std::int64_t in_cols,
+           Rows& out, std::int64_t out_cols) {
+  const RowSource rows = rows_of(name, engine.backend(), in, in_cols);
+  const RowTarget to = output_of("out", out, engine.backend(), engine.dtype(), rows, out_cols);
+  py::gil_scoped_release release;
+  (engine.*compute)(rows, to);
 }
 
 }  // namespace
@@ -195,63 +191,37 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     }
   });
 
-  py::class_<Engine>(m, "Engine")
+  bind_device_array(m);
+
+  py::class_<Engine> engine(m, "Engine");
+  engine
       .def(py::init(&make_engine), py::arg("config"), py::arg("code_layer"), py::arg("device"),
            py::arg("full_batch_rows") = 0)
       .def("run", &run_epoch, py::arg("X"), py::arg("order"), py::arg("batch_size"), py::arg("sample_weight"))
-      .def(
-          "gradient",
-          [](Engine& engine, const py::array& x, const Weights& weights) {
-            const RowSource rows = rows_of("X", x, engine.n_features());
-            const double* w = weights_of(weights, rows.rows);
-            py::gil_scoped_release release;
-            const Cost cost = engine.gradient(rows, w);
-            py::gil_scoped_acquire acquire;
-            return cost_dict(cost);
-          },
-          py::arg("X"), py::arg("sample_weight"))
-      .def(
-          "evaluate",
-          [](Engine& engine, const py::array& x, const Weights& weights) {
-            const RowSource rows = rows_of("X", x, engine.n_features());
-            const double* w = weights_of(weights, rows.rows);
-            py::gil_scoped_release release;
-            const Cost cost = engine.evaluate(rows, w);
-            py::gil_scoped_acquire acquire;
-            return cost_dict(cost);
-          },
-          py::arg("X"), py::arg("sample_weight"))
+      .def("gradient", &cost_of<&Engine::gradient>, py::arg("X"), py::arg("sample_weight"))
+      .def("evaluate", &cost_of<&Engine::evaluate>, py::arg("X"), py::arg("sample_weight"))
       .def(
           "encode",
-          [](const Engine& engine, const py::array& x, py::array& out) {
-            const RowSource rows = rows_of("X", x, engine.n_features());
-            void* to = output_of(out, engine.dtype(), rows.rows, engine.code_width());
-            py::gil_scoped_release release;
-            engine.encode(rows, to);
+          [](const Engine& e, const Rows& x, Rows& out) {
+            infer(e, &Engine::encode, "X", x, e.n_features(), out, e.code_width());
           },
           py::arg("X"), py::arg("out"))
       .def(
           "decode",
-          [](const Engine& engine, const py::array& code, py::array& out) {
-            const RowSource rows = rows_of("H", code, engine.code_width());
-            void* to = output_of(out, engine.dtype(), rows.rows, engine.n_features());
-            py::gil_scoped_release release;
-            engine.decode(rows, to);
+          [](const Engine& e, const Rows& code, Rows& out) {
+            infer(e, &Engine::decode, "H", code, e.code_width(), out, e.n_features());
           },
           py::arg("H"), py::arg("out"))
       .def(
           "reconstruct",
-          [](const Engine& engine, const py::array& x, py::array& out) {
-            const RowSource rows = rows_of("X", x, engine.n_features());
-            void* to = output_of(out, engine.dtype(), rows.rows, engine.n_features());
-            py::gil_scoped_release release;
-            engine.reconstruct(rows, to);
+          [](const Engine& e, const Rows& x, Rows& out) {
+            infer(e, &Engine::reconstruct, "X", x, e.n_features(), out, e.n_features());
           },
           py::arg("X"), py::arg("out"))
       .def(
           "score",
-          [](const Engine& engine, const py::array& x) {
-            const RowSource rows = rows_of("X", x, engine.n_features());
+          [](const Engine& engine, const Rows& x) {
+            const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
             py::array_t<double> losses(rows.rows);
             double* to = losses.mutable_data();
             py::gil_scoped_release release;
@@ -283,21 +253,27 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                     py::cpp_function(&Engine::set_learning_rate, Released()))
       .def_property_readonly("code_width", &Engine::code_width);
 
-  py::class_<TopKEncoder>(m, "TopKEncoder")
+  py::class_<TopKEncoder> encoder(m, "TopKEncoder");
+  encoder
       .def(py::init(&make_topk_encoder), py::arg("weight"), py::arg("bias"), py::arg("k"), py::arg("device"),
            py::arg("dtype"), py::arg("precision"))
       .def(
           "encode",
-          [](const TopKEncoder& encoder, const py::array& x, py::array& values, py::array& indices) {
-            const RowSource rows = rows_of("X", x, encoder.n_features());
-            void* to_values = output_of(values, encoder.dtype(), rows.rows, encoder.k());
-            void* to_indices = output_of(indices, DType::i32, rows.rows, encoder.k());
+          [](const TopKEncoder& encoder, const Rows& x, Rows& values, Rows& indices) {
+            const RowSource rows = rows_of("X", encoder.backend(), x, encoder.n_features());
+            const RowTarget to_values =
+                output_of("out[0]", values, encoder.backend(), encoder.dtype(), rows, encoder.k());
+            const RowTarget to_indices =
+                output_of("out[1]", indices, encoder.backend(), DType::i32, rows, encoder.k());
             py::gil_scoped_release release;
             encoder.encode(rows, to_values, to_indices);
           },
           py::arg("X"), py::arg("values"), py::arg("indices"))
       .def("names", &TopKEncoder::names)
       .def("get", &read_tensor<TopKEncoder>, py::arg("name"));
+  bind_memory(encoder);
+  bind_memory(engine);
+  bind_rows(engine);
 
   m.def("kernel_names", &kernel_names);
   m.def("devices", &devices);

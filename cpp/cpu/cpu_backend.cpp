@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -32,6 +33,17 @@ std::size_t available_memory() {
     info.ignore(256, '\n');
   }
   return static_cast<std::size_t>(-1);
+}
+
+// Dense memory for the elements of a tensor.
+Tensor dense(const Tensor& like, void* memory) {
+  return {memory, like.rows, like.cols, like.cols, like.dtype};
+}
+
+void copy_rows(const Tensor& to, const Tensor& from) {
+  for (std::int64_t row = 0; row < from.rows; ++row) {
+    std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
+  }
 }
 
 // One pass over an output: which loop, and the partial sums of each block until they are added in block
@@ -96,6 +108,18 @@ class CpuBackend final : public Backend {
 
   bool reads_host_memory() const override { return true; }
 
+  Place place() const override { return {}; }
+
+  void* stream() const override { return nullptr; }
+
+  void finish() noexcept override {}
+
+  std::size_t free_memory() const override { return available_memory(); }
+
+  FetchRows fetch_rows() const override {
+    return [](Place, const Tensor& from, void* to) { copy_rows(dense(from, to), from); };
+  }
+
   bool wants_shadows() const override { return false; }
 
   Memory allocate(std::size_t bytes) override {
@@ -147,11 +171,7 @@ class CpuBackend final : public Backend {
                        [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); });
   }
 
-  void copy(Tensor to, Tensor from) override {
-    for (std::int64_t row = 0; row < from.rows; ++row) {
-      std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
-    }
-  }
+  void copy(Tensor to, Tensor from) override { copy_rows(to, from); }
 
   void fill(Tensor to, double value) override {
     with_scalar(to.dtype, [&](auto s) {
@@ -173,18 +193,29 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void read(const Tensor& from, void* to) override {
-    Tensor dense = from;
-    dense.data = to;
-    dense.stride = from.cols;
-    copy(dense, from);
+  std::int64_t first_row_outside(const RowSource& source, double low, double high) override {
+    const Cut blocks = map_blocks(source.rows, source.cols);
+    std::vector<std::int64_t> found(static_cast<std::size_t>(blocks.parts), -1);
+    with_element(source.dtype, [&](auto element) {
+      using From = decltype(element);
+      const auto is_outside = [=](From value) { return outside(value, low, high); };
+      parallel(blocks.parts, [&](std::int64_t part) {
+        for (std::int64_t row = blocks[part].begin; row < blocks[part].end; ++row) {
+          const From* line = reinterpret_cast<const From*>(source.row(row));
+          if (std::none_of(line, line + source.cols, is_outside)) continue;
+          found[static_cast<std::size_t>(part)] = row;
+          return;
+        }
+      });
+    });
+    const auto first = std::find_if(found.begin(), found.end(), [](std::int64_t row) { return row >= 0; });
+    return first == found.end() ? -1 : *first;
   }
 
+  void read(const Tensor& from, void* to) override { copy_rows(dense(from, to), from); }
+
   void write(const Tensor& to, const void* from) override {
-    Tensor dense = to;
-    dense.data = const_cast<void*>(from);
-    dense.stride = to.cols;
-    copy(to, dense);
+    copy_rows(to, dense(to, const_cast<void*>(from)));
   }
 
   void add_totals(std::span<const Total> totals) override {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "core/error.h"
@@ -10,35 +11,13 @@
 namespace fastsae {
 namespace {
 
-constexpr std::int64_t kInferenceRows = 1024;                  // rows of one block of inference
 constexpr std::size_t kFullBatchBytes = std::size_t{1} << 30;  // scratch of a full-batch gradient
 
-bool finite_row(const RowSource& x, std::int64_t row) {
-  const auto check = [&](auto s) {
-    using S = decltype(s);
-    const S* line = reinterpret_cast<const S*>(x.row(row));
-    return std::all_of(line, line + x.cols, [](S value) { return std::isfinite(value); });
-  };
-  return x.dtype == DType::f32 ? check(float{}) : check(double{});
+double largest(DType dtype) {
+  return dtype == DType::f32 ? std::numeric_limits<float>::max() : std::numeric_limits<double>::max();
 }
 
 }  // namespace
-
-struct Engine::Training {
-  std::int64_t rows = 0;
-  std::int64_t number = 0;  // of this scratch among all there were
-  Arena arena;
-  Tensor* x = nullptr;
-  Tensor* weight = nullptr;
-};
-
-// Three work tensors, a code, a staged input and a staged output, for one call at a time.
-struct Engine::Inference {
-  std::int64_t rows = 0;
-  Arena arena;
-  Tensor work[3];
-  Tensor code, input, output;
-};
 
 Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::unique_ptr<Backend> backend,
                std::int64_t full_batch_rows)
@@ -87,12 +66,12 @@ void Engine::reserve(std::int64_t rows) {
   training_ = std::move(made);
 }
 
-Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
+Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, bool fixed) {
   const Training& scratch = *training_;
   Batch batch{scratch.x->slice_rows(0, count), shaped(*scratch.weight, 1, count)};
   const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
   const RowSource x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
-  if (order == nullptr && usable_in_place(*backend_, x, dtype_))
+  if (order == nullptr && !fixed && usable_in_place(*backend_, x, dtype_))
     batch.x = in_place(x, 0, count);
   else
     backend_->gather(x, order, batch.x);
@@ -100,11 +79,27 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count) {
   if (rows.weights == nullptr) {
     backend_->fill(batch.weight, 1);
   } else {
-    const std::int64_t offset = order == nullptr ? rows.first + done : 0;
-    const RowSource column{rows.weights + offset, rows.x.rows - offset, 1, sizeof(double), DType::f64};
-    backend_->gather(column, order, shaped(batch.weight, count, 1));
+    const std::int64_t* column_order = rows.column.on_device ? nullptr : order;
+    const std::int64_t offset = column_order == nullptr ? rows.first + done : 0;
+    const RowSource column = rows_from(rows.column, offset, rows.column.rows - offset);
+    backend_->gather(column, column_order, shaped(batch.weight, count, 1));
   }
   return batch;
+}
+
+RowSource Engine::weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
+                                std::int64_t count) {
+  const RowSource column{weights, x.rows, 1, sizeof(double), DType::f64};
+  if (weights == nullptr || backend_->reads(column)) return column;
+  if (weights_room_ < count) {
+    weights_room_ = 0;
+    weights_.reset();
+    weights_ = backend_->allocate(static_cast<std::size_t>(count) * size_of(dtype_));
+    weights_room_ = count;
+  }
+  const Tensor held{weights_.get(), count, 1, 1, dtype_};
+  backend_->gather(column, order, held);
+  return source_of(held);
 }
 
 void Engine::write_scalars(double total, double rho_hat_decay, std::int64_t step) {
@@ -122,7 +117,7 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
       const std::int64_t count = std::min(chunk, rows.count - done);
-      body(load(rows, done, count), done + count == rows.count);
+      body(load(rows, done, count, false), done + count == rows.count);
       backend_->poll();
     }
   };
@@ -143,7 +138,8 @@ double Engine::Rows::total_weight() const {
 
 Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gradient) {
   const std::unique_lock lock(model_mutex_);
-  const Rows all{x, weights, nullptr, 0, x.rows};
+  const Finish finish{*backend_};
+  const Rows all{x, weights, nullptr, 0, x.rows, weight_column(x, weights, nullptr, x.rows)};
   const double total = all.total_weight();
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
   reserve(std::min(x.rows, full_batch_rows_));
@@ -181,7 +177,7 @@ void Engine::begin_step(const Rows& rows) {
     compute(rows, true);
     update();
   } else {
-    const Batch batch = load(rows, 0, rows.count);
+    const Batch batch = load(rows, 0, rows.count, !backend_->reads_host_memory());
     backend_->step(training_->number << 32 | rows.count, [&] {
       model_->begin(memory_, true, true);
       model_->accumulate(batch, true);
@@ -210,10 +206,14 @@ void Engine::settle() {
   explain(cost, begun.at(good));
 }
 
-void Engine::explain(const Cost& cost, const Rows& rows) const {
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    const std::int64_t row = rows.index(i);
-    if (!finite_row(rows.x, row)) throw ValueError(text("X: row ", row, " contains NaN or infinity"));
+void Engine::explain(const Cost& cost, const Rows& rows) {
+  for (std::int64_t done = 0; done < rows.count; done += training_->rows) {
+    const std::int64_t count = std::min(training_->rows, rows.count - done);
+    const Tensor x = load(rows, done, count, false).x;
+    const std::int64_t bad = backend_->first_row_outside(source_of(x), -largest(dtype_), largest(dtype_));
+    if (bad < 0) continue;
+    throw ValueError(text("X: row ", rows.index(done + bad), " contains NaN or infinity",
+                          dtype_ == DType::f32 ? ", or a number too large for float32" : ""));
   }
   throw NonFiniteError(text("step ", steps_ + 1, ": the loss is ", cost.loss(), " and the gradient norm ",
                             cost.gradient_norm,
@@ -222,111 +222,22 @@ void Engine::explain(const Cost& cost, const Rows& rows) const {
 
 void Engine::run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
-  std::unique_lock lock(model_mutex_, std::defer_lock);
+  std::unique_lock lock(model_mutex_);
+  const RowSource column = weight_column(x, weights, order, count);
   for (std::int64_t first = 0; first < count; first += batch) {
     if (!lock.owns_lock()) lock.lock();
     try {
-      begin_step({x, weights, order, first, std::min(batch, count - first)});
+      begin_step({x, weights, order, first, std::min(batch, count - first), column});
       const bool last = first + batch >= count;
       if (last || static_cast<std::int64_t>(in_flight_.size()) >= backend_->steps_in_flight()) settle();
       backend_->poll();
     } catch (...) {
-      settle();  // the steps begun before are done, and counted
+      backend_->finish();  // the rows may go
+      settle();            // the steps begun before are done, and counted
       throw;
     }
     if (in_flight_.empty()) lock.unlock();  // nobody sees steps that are not counted
   }
-}
-
-std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
-  std::unique_ptr<Inference> leased;
-  {
-    const std::lock_guard lock(inference_mutex_);
-    if (!inference_free_.empty()) {
-      leased = std::move(inference_free_.back());
-      inference_free_.pop_back();
-    }
-  }
-  if (leased && leased->rows >= rows) return leased;
-  leased = std::make_unique<Inference>();
-  leased->rows = rows;
-  const auto declare = [&](const char* name, std::int64_t cols, DType dtype) -> Tensor& {
-    return leased->arena.declare(name, rows, cols, dtype, backend_->wants_shadows() && dtype == dtype_);
-  };
-  Tensor* made[] = {
-      &declare("work", model_->widest(), dtype_),  &declare("work", model_->widest(), dtype_),
-      &declare("work", model_->widest(), dtype_),  &declare("code", model_->widest(), dtype_),
-      &declare("input", model_->widest(), dtype_), &declare("output", model_->widest(), DType::f64)};
-  leased->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
-  Tensor* const places[] = {&leased->work[0], &leased->work[1], &leased->work[2],
-                            &leased->code,    &leased->input,   &leased->output};
-  for (int i = 0; i < 6; ++i) *places[i] = *made[i];
-  return leased;
-}
-
-template <class Body>
-void Engine::infer(const RowSource& in, const Tensor& host_out, const Body& body) const {
-  std::unique_ptr<Inference> scratch;
-  {
-    // Where steps are recorded, nothing may allocate beside them.
-    std::unique_lock lock(model_mutex_, std::defer_lock);
-    if (!backend_->reads_host_memory()) lock.lock();
-    scratch = lease(std::min(kInferenceRows, in.rows));
-  }
-  for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
-    const std::int64_t count = std::min(kInferenceRows, in.rows - first);
-    const Tensor target = host_out.slice_rows(first, count);
-    const RowSource rows = rows_from(in, first, count);
-    if (backend_->reads_host_memory()) {
-      const std::shared_lock lock(model_mutex_);
-      body(input_block(rows, *scratch), target, *scratch);
-    } else {
-      const std::unique_lock lock(model_mutex_);  // the device works on one thing at a time
-      const Tensor out = shaped(scratch->output, count, target.cols, target.dtype);
-      body(input_block(rows, *scratch), out, *scratch);
-      backend_->read(out, target.data);
-    }
-    backend_->poll();
-  }
-  const std::lock_guard lock(inference_mutex_);
-  inference_free_.push_back(std::move(scratch));
-}
-
-Tensor Engine::input_block(const RowSource& rows, const Inference& scratch) const {
-  if (usable_in_place(*backend_, rows, dtype_)) return in_place(rows, 0, rows.rows);
-  const Tensor staged = shaped(scratch.input, rows.rows, rows.cols);
-  backend_->gather(rows, nullptr, staged);
-  return staged;
-}
-
-void Engine::encode(const RowSource& x, void* code) const {
-  infer(x, {code, x.rows, code_width(), code_width(), dtype_},
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-          model_->encode(in, out, scratch.work);
-        });
-}
-
-void Engine::decode(const RowSource& code, void* x) const {
-  infer(code, {x, code.rows, n_features_, n_features_, dtype_},
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-          model_->decode(in, out, scratch.work);
-        });
-}
-
-void Engine::reconstruct(const RowSource& x, void* output) const {
-  infer(x, {output, x.rows, n_features_, n_features_, dtype_},
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-          const Tensor code = shaped(scratch.code, in.rows, code_width());
-          model_->encode(in, code, scratch.work);
-          model_->decode(code, out, scratch.work);
-        });
-}
-
-void Engine::score(const RowSource& x, double* losses) const {
-  infer(x, {losses, x.rows, 1, 1, DType::f64}, [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-    model_->score(in, shaped(scratch.code, in.rows, n_features_), out, scratch.work);
-  });
-  for (std::int64_t i = 0; i < x.rows; ++i) losses[i] *= model_->loss_factor();
 }
 
 }  // namespace fastsae

@@ -43,10 +43,22 @@ class Engine {
            std::int64_t batch);
 
   // Every call is safe from any thread. Inference runs side by side; a step has the model for itself.
-  void encode(const RowSource& x, void* code) const;
-  void decode(const RowSource& code, void* x) const;
-  void reconstruct(const RowSource& x, void* output) const;
+  void encode(const RowSource& x, RowTarget code) const;
+  void decode(const RowSource& code, RowTarget x) const;
+  void reconstruct(const RowSource& x, RowTarget output) const;
   void score(const RowSource& x, double* losses) const;
+
+  // Memory of the device for rows that are kept outside the engine.
+  Memory allocate(std::size_t bytes) const;
+  // Whether that much may be held there beside what training needs; nothing is held twice in host memory.
+  bool has_room(std::size_t bytes) const;
+  // Row i of `to`, on the device, becomes row order[i] of x (row i without an order).
+  void take(const RowSource& x, const std::int64_t* order, const Tensor& to) const;
+  // The first row that holds NaN or a number outside [low, high], or -1.
+  std::int64_t first_row_outside(const RowSource& x, double low, double high) const;
+  const Backend& backend() const { return *backend_; }
+  // Calls body with the device's queue of work while nothing else adds to it.
+  void with_stream(const std::function<void(void*)>& body) const;
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
   std::vector<std::string> names() const;
@@ -72,15 +84,20 @@ class Engine {
   // Rows order[first .. first + count) of x, or x's own rows without an order.
   struct Rows {
     RowSource x;
-    const double* weights;
+    const double* weights;  // of all rows of x, or null
     const std::int64_t* order;
     std::int64_t first, count;
+    RowSource column;  // of weights: like x, or on the device in the order they are taken in
     std::int64_t index(std::int64_t i) const { return order == nullptr ? first + i : order[first + i]; }
     double total_weight() const;
   };
 
   void reserve(std::int64_t rows);
-  Batch load(const Rows& rows, std::int64_t done, std::int64_t count);
+  // `fixed`: in the scratch's own memory, where a recorded step looks for it.
+  Batch load(const Rows& rows, std::int64_t done, std::int64_t count, bool fixed);
+  // The weights as they are loaded from: a device gets them once for a whole run.
+  RowSource weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
+                          std::int64_t count);
   // Sums J and, on demand, its gradient over the rows.
   void compute(const Rows& rows, bool with_gradient);
   Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
@@ -89,11 +106,11 @@ class Engine {
   void settle();
   void write_scalars(double total, double rho_hat_decay, std::int64_t step);
   // Says why a cost is not finite, and raises.
-  [[noreturn]] void explain(const Cost& cost, const Rows& rows) const;
+  [[noreturn]] void explain(const Cost& cost, const Rows& rows);
   std::unique_ptr<Inference> lease(std::int64_t rows) const;
   Tensor input_block(const RowSource& rows, const Inference& scratch) const;
   template <class Body>
-  void infer(const RowSource& in, const Tensor& host_out, const Body& body) const;
+  void infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const;
 
   const DType dtype_;
   const double rho_hat_decay_;  // 0 where no average moves
@@ -105,6 +122,8 @@ class Engine {
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
   std::int64_t reservations_ = 0;
+  Memory weights_;  // of a run, on a device
+  std::int64_t weights_room_ = 0;
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;

@@ -1,7 +1,10 @@
-// Views of scratch memory and of the caller's rows.
+// The memory that work is done in, and views of it and of the caller's rows.
 #pragma once
 
-#include "backend/backend.h"
+#include <mutex>
+#include <shared_mutex>
+
+#include "engine/engine.h"
 
 namespace fastsae {
 
@@ -13,9 +16,9 @@ inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols)
   return shaped(memory, rows, cols, memory.dtype);
 }
 
-// The caller's memory as a tensor, where no conversion is needed.
+// The caller's memory as a tensor, where no conversion is needed and no shadow is wanted.
 inline bool usable_in_place(const Backend& backend, const RowSource& x, DType dtype) {
-  return backend.reads_host_memory() && x.dtype == dtype &&
+  return backend.reads(x) && !backend.wants_shadows() && x.dtype == dtype &&
          x.stride_bytes % static_cast<std::int64_t>(size_of(dtype)) == 0 &&
          x.stride_bytes >= x.cols * static_cast<std::int64_t>(size_of(dtype));
 }
@@ -31,5 +34,36 @@ inline RowSource rows_from(const RowSource& x, std::int64_t first, std::int64_t 
   part.rows = rows;
   return part;
 }
+
+inline RowSource source_of(const Tensor& x) {
+  return {x.data, x.rows, x.cols, x.stride * static_cast<std::int64_t>(size_of(x.dtype)), x.dtype, true};
+}
+
+// Once this has gone the device has done its work, so that the rows of a caller may go.
+struct Finish {
+  Backend& backend;
+  std::shared_mutex* mutex = nullptr;  // null: the caller has it
+  ~Finish() {
+    std::unique_lock<std::shared_mutex> lock;
+    if (mutex != nullptr) lock = std::unique_lock(*mutex);
+    backend.finish();
+  }
+};
+
+struct Engine::Training {
+  std::int64_t rows = 0;
+  std::int64_t number = 0;  // of this scratch among all there were
+  Arena arena;
+  Tensor* x = nullptr;
+  Tensor* weight = nullptr;
+};
+
+// Three work tensors, a code, a staged input and a staged output, for one call at a time.
+struct Engine::Inference {
+  std::int64_t rows = 0;
+  Arena arena;
+  Tensor work[3];
+  Tensor code, input, output;
+};
 
 }  // namespace fastsae

@@ -1,8 +1,13 @@
 // What an engine holds, read and written from outside.
 #include "core/error.h"
-#include "engine/engine.h"
+#include "engine/scratch.h"
 
 namespace fastsae {
+namespace {
+
+constexpr double kHeldShare = 0.7;  // of free memory that held rows may take
+
+}  // namespace
 
 std::vector<std::string> Engine::names() const {
   std::vector<std::string> names;
@@ -59,6 +64,33 @@ double Engine::learning_rate() const {
 void Engine::set_learning_rate(double rate) {
   const std::unique_lock lock(model_mutex_);
   optimizer_.set_learning_rate(rate);
+}
+
+Memory Engine::allocate(std::size_t bytes) const {
+  const std::unique_lock lock(model_mutex_);
+  return backend_->allocate(bytes);
+}
+
+bool Engine::has_room(std::size_t bytes) const {
+  const std::unique_lock lock(model_mutex_);
+  return !backend_->reads_host_memory() &&
+         static_cast<double>(bytes) <= kHeldShare * static_cast<double>(backend_->free_memory());
+}
+
+void Engine::take(const RowSource& x, const std::int64_t* order, const Tensor& to) const {
+  const std::unique_lock lock(model_mutex_);
+  const Finish finish{*backend_};
+  backend_->gather(x, order, to);
+}
+
+std::int64_t Engine::first_row_outside(const RowSource& x, double low, double high) const {
+  const std::unique_lock lock(model_mutex_);
+  return backend_->first_row_outside(x, low, high);
+}
+
+void Engine::with_stream(const std::function<void(void*)>& body) const {
+  const std::unique_lock lock(model_mutex_);
+  body(backend_->stream());
 }
 
 }  // namespace fastsae

@@ -9,7 +9,7 @@
 namespace fastsae {
 namespace {
 
-constexpr std::int64_t kStagedRows = 1024;
+constexpr std::int64_t kStagedRows = 4096;
 
 }  // namespace
 
@@ -88,8 +88,31 @@ void TopKEncoder::select(const RowSource& rows, const Staging* staging, const Te
   backend_->encode_select(selection);
 }
 
-void TopKEncoder::encode(const RowSource& x, void* values, void* indices) const {
-  const Tensor all_values{values, x.rows, k_, k_, dtype_}, all_indices{indices, x.rows, k_, k_, DType::i32};
+Memory TopKEncoder::allocate(std::size_t bytes) const {
+  const std::lock_guard lock(device_mutex_);
+  return backend_->allocate(bytes);
+}
+
+void TopKEncoder::with_stream(const std::function<void(void*)>& body) const {
+  const std::lock_guard lock(device_mutex_);
+  body(backend_->stream());
+}
+
+void TopKEncoder::select_on_device(const RowSource& rows, const Staging& staging, const Tensor& values,
+                                   bool values_on_device, const Tensor& indices,
+                                   bool indices_on_device) const {
+  const std::lock_guard lock(device_mutex_);
+  const Finish finish{*backend_};
+  const Tensor made_values = values_on_device ? values : staging.values.slice_rows(0, rows.rows);
+  const Tensor made_indices = indices_on_device ? indices : staging.indices.slice_rows(0, rows.rows);
+  select(rows, &staging, made_values, made_indices);
+  if (!values_on_device) backend_->read(made_values, values.data);
+  if (!indices_on_device) backend_->read(made_indices, indices.data);
+}
+
+void TopKEncoder::encode(const RowSource& x, RowTarget values, RowTarget indices) const {
+  const Tensor all_values{values.data, x.rows, k_, k_, dtype_};
+  const Tensor all_indices{indices.data, x.rows, k_, k_, DType::i32};
   const bool on_host = backend_->reads_host_memory();
   std::int64_t block = x.rows;
   std::unique_ptr<Staging> staging;
@@ -102,16 +125,10 @@ void TopKEncoder::encode(const RowSource& x, void* values, void* indices) const 
     const RowSource rows = rows_from(x, first, count);
     const Tensor to_values = all_values.slice_rows(first, count),
                  to_indices = all_indices.slice_rows(first, count);
-    if (on_host) {
+    if (on_host)
       select(rows, staging.get(), to_values, to_indices);
-    } else {
-      const std::lock_guard lock(device_mutex_);
-      const Tensor made_values = staging->values.slice_rows(0, count);
-      const Tensor made_indices = staging->indices.slice_rows(0, count);
-      select(rows, staging.get(), made_values, made_indices);
-      backend_->read(made_values, to_values.data);
-      backend_->read(made_indices, to_indices.data);
-    }
+    else
+      select_on_device(rows, *staging, to_values, values.on_device, to_indices, indices.on_device);
     backend_->poll();
   }
   if (!staging) return;

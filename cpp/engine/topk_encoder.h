@@ -18,8 +18,14 @@ class TopKEncoder {
   TopKEncoder(const RowSource& weight, const RowSource* bias, std::int64_t k, DType dtype,
               std::unique_ptr<Backend> backend);
 
-  // Dense [x.rows x k] host memory, in dtype and in i32. Safe from many threads at once.
-  void encode(const RowSource& x, void* values, void* indices) const;
+  // Dense [x.rows x k], in dtype and in i32. Safe from many threads at once.
+  void encode(const RowSource& x, RowTarget values, RowTarget indices) const;
+
+  // Memory of the device, for results.
+  Memory allocate(std::size_t bytes) const;
+  const Backend& backend() const { return *backend_; }
+  // Calls body with the device's queue of work while nothing else adds to it.
+  void with_stream(const std::function<void(void*)>& body) const;
 
   // "weight", and "bias" where there is one; read() gives them in dtype, dense.
   std::vector<std::string> names() const;
@@ -42,6 +48,9 @@ class TopKEncoder {
   std::unique_ptr<Staging> lease(std::int64_t rows) const;
   void select(const RowSource& rows, const Staging* staging, const Tensor& values,
               const Tensor& indices) const;
+  // Of one block, to host memory or to the device's own.
+  void select_on_device(const RowSource& rows, const Staging& staging, const Tensor& values,
+                        bool values_on_device, const Tensor& indices, bool indices_on_device) const;
 
   const DType dtype_;
   const std::int64_t k_;

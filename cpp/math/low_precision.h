@@ -30,6 +30,22 @@ struct Bf16 {
   }
 };
 
+// IEEE 754's half: 5 bits of exponent, 10 of mantissa.
+struct F16 {
+  std::uint16_t bits;
+
+  FS_HD float value() const {
+    const std::uint32_t exponent = (bits >> 10) & 0x1fu, mantissa = bits & 0x3ffu;
+    FloatBits wide;
+    if (exponent == 0)
+      wide.value = static_cast<float>(mantissa) * 0x1p-24f;
+    else
+      wide.bits = (exponent == 0x1f ? 0xffu : exponent + 112) << 23 | mantissa << 13;
+    wide.bits |= static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+    return wide.value;
+  }
+};
+
 // A float with 10 bits of mantissa, as tensor cores take it: to nearest, ties away from zero.
 FS_HD float round_tf32(float value) {
   FloatBits wide;

@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastsae._core import DeviceError
+from fastsae._core import DeviceArray, DeviceError
 
 if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
-    from fastsae.engine import Engine, cuda_unavailable_reason, devices, get_num_threads, set_num_threads
+    from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.topk import TopKEncoder
 
 __version__ = "0.1.0"
@@ -33,16 +34,17 @@ _HOMES = {
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
     "check_gradient": "gradient_check",
-    "cuda_unavailable_reason": "engine",
-    "devices": "engine",
-    "get_num_threads": "engine",
+    "cuda_unavailable_reason": "process",
+    "devices": "process",
+    "get_num_threads": "process",
     "load": "checkpoint",
-    "set_num_threads": "engine",
+    "set_num_threads": "process",
 }
 _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "DeviceArray",
     "DeviceError",
     "Engine",
     "LayerConfig",

@@ -5,37 +5,88 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['DeviceError', 'Engine', 'TopKEncoder', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+import typing_extensions
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'TopKEncoder', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
     """
+class DeviceArray:
+    """
+    Rows in the memory of an engine's device.
+    
+    What `fastsae.Engine` and `fastsae.TopKEncoder` give for a tensor of their device, and what `fastsae.Engine.hold`
+    keeps there. It is handed on
+    without a copy by ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack``; `numpy` copies it to the
+    host. It does not turn into a NumPy array by itself.
+    """
+    def __dlpack__(self, *, stream: typing.Any = None, max_version: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, dl_device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, copy: bool | None = None) -> typing_extensions.CapsuleType:
+        """
+        A DLPack capsule; all work on the array is done, whatever stream the consumer names.
+        """
+    def __dlpack_device__(self) -> tuple:
+        ...
+    def __len__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def numpy(self) -> numpy.ndarray:
+        """
+        A copy as a NumPy array. ValueError for bfloat16, which NumPy lacks.
+        """
+    @property
+    def device(self) -> str:
+        """
+        "cpu", or "cuda:0", ...
+        """
+    @property
+    def dtype(self) -> str:
+        """
+        "float32", "float64", "float16", "bfloat16" or "int32".
+        """
+    @property
+    def shape(self) -> tuple:
+        """
+        Sizes, as a tuple of int.
+        """
 class Engine:
     def __init__(self, config: dict, code_layer: typing.SupportsInt | typing.SupportsIndex, device: str, full_batch_rows: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         ...
-    def decode(self, H: numpy.ndarray, out: numpy.ndarray) -> None:
+    def borrow(self, name: str, tensor: typing.Any) -> DeviceArray:
         ...
-    def encode(self, X: numpy.ndarray, out: numpy.ndarray) -> None:
+    def decode(self, H: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
         ...
-    def evaluate(self, X: numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+    def empty(self, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> DeviceArray:
+        ...
+    def encode(self, X: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
+        ...
+    def evaluate(self, X: DeviceArray | numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+        ...
+    def first_row_outside(self, X: DeviceArray, low: typing.SupportsFloat | typing.SupportsIndex, high: typing.SupportsFloat | typing.SupportsIndex) -> int:
         ...
     def get(self, name: str) -> numpy.ndarray:
         ...
-    def gradient(self, X: numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+    def gradient(self, X: DeviceArray | numpy.ndarray, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> dict:
+        ...
+    def has_room(self, bytes: typing.SupportsInt | typing.SupportsIndex) -> bool:
         ...
     def metrics(self) -> dict:
         ...
     def names(self) -> list[str]:
         ...
-    def reconstruct(self, X: numpy.ndarray, out: numpy.ndarray) -> None:
+    def reconstruct(self, X: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
         ...
     def reset_metrics(self) -> None:
         ...
-    def run(self, X: numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, batch_size: typing.SupportsInt | typing.SupportsIndex, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> None:
+    def run(self, X: DeviceArray | numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, batch_size: typing.SupportsInt | typing.SupportsIndex, sample_weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None) -> None:
         ...
-    def score(self, X: numpy.ndarray) -> numpy.typing.NDArray[numpy.float64]:
+    def score(self, X: DeviceArray | numpy.ndarray) -> numpy.typing.NDArray[numpy.float64]:
         ...
     def set(self, name: str, value: numpy.ndarray) -> None:
+        ...
+    def take(self, X: DeviceArray | numpy.ndarray, order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64] | None, to: DeviceArray, first: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def view(self, X: numpy.ndarray) -> DeviceArray | None:
         ...
     @property
     def code_width(self) -> int:
@@ -47,6 +98,9 @@ class Engine:
     def learning_rate(self, arg1: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
     @property
+    def place(self) -> tuple[int, int]:
+        ...
+    @property
     def steps(self) -> int:
         ...
     @steps.setter
@@ -55,11 +109,18 @@ class Engine:
 class TopKEncoder:
     def __init__(self, weight: numpy.ndarray, bias: numpy.ndarray | None, k: typing.SupportsInt | typing.SupportsIndex, device: str, dtype: str, precision: str) -> None:
         ...
-    def encode(self, X: numpy.ndarray, values: numpy.ndarray, indices: numpy.ndarray) -> None:
+    def borrow(self, name: str, tensor: typing.Any) -> DeviceArray:
+        ...
+    def empty(self, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> DeviceArray:
+        ...
+    def encode(self, X: DeviceArray | numpy.ndarray, values: DeviceArray | numpy.ndarray, indices: DeviceArray | numpy.ndarray) -> None:
         ...
     def get(self, name: str) -> numpy.ndarray:
         ...
     def names(self) -> list[str]:
+        ...
+    @property
+    def place(self) -> tuple[int, int]:
         ...
 def blas() -> str:
     ...

@@ -3,142 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae._core import DeviceError
+from fastsae._core import DeviceArray, DeviceError
+from fastsae.arrays import (
+    Array,
+    Rows,
+    as_array,
+    as_order,
+    as_rows,
+    as_weights,
+    cast,
+    device_rows,
+    is_elsewhere,
+    is_of,
+    readable,
+    rows_for,
+    target_for,
+)
 from fastsae.config import Config, check_integer, check_real
+from fastsae.process import check_device
 
-Array = NDArray[Any]
-
-
-def get_num_threads() -> int:
-    """Number of threads that CPU work uses.
-
-    What :func:`set_num_threads` said, else the environment variables FASTSAE_NUM_THREADS or OMP_NUM_THREADS, else
-    the processors this process may use.
-    """
-    return _core.num_threads()
-
-
-def set_num_threads(count: int) -> None:
-    """Set the number of threads of CPU work, for the whole process. Results do not depend on it.
-
-    Raises
-    ------
-    ValueError
-        If `count` is not an integer in [1, 1024].
-    """
-    check_integer("count", count, 1, 1024)
-    _core.set_num_threads(int(count))
-
-
-def devices() -> list[str]:
-    """What `device` can be here: ``"cpu"``, and ``"cuda:0"``, ... for each usable GPU."""
-    return _core.devices()
-
-
-def cuda_unavailable_reason() -> str | None:
-    """Why there is no CUDA device: no backend in this build, no driver, no GPU; None where there is one."""
-    return _core.cuda_unavailable_reason() or None
-
-
-def check_device(device: object) -> None:
-    """Raise ValueError unless `device` can be the name of a device, here or elsewhere."""
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
-        raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
-
-
-def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other: str = "float32") -> Array:
-    """A 2-D float array with contiguous rows; no copy where `value` already is one.
-
-    Takes NumPy arrays and memory maps, CPU tensors with ``__dlpack__``, and nested sequences. With `dtype` None,
-    float32 and float64 stay what they are and anything else becomes `other`.
-    """
-    array = as_array(name, value)
-    if array.ndim != 2 or array.shape[1] != n_cols:
-        raise ValueError(f"{name}: expected a 2-D array with {n_cols} columns, got shape {array.shape}")
-    if dtype is not None or array.dtype not in (np.float32, np.float64):
-        wanted = np.dtype(dtype or other)
-        if array.dtype != wanted or not array.dtype.isnative:
-            array = _cast(name, array, wanted)
-    return array if readable(array) else np.array(array, order="C")
-
-
-def readable(array: Array) -> bool:
-    """Whether the compiled part can read the rows of a 2-D array where they are."""
-    return (
-        array.dtype in (np.float32, np.float64)
-        and array.flags.aligned
-        and (array.shape[1] <= 1 or array.strides[1] == array.itemsize)
-        and array.strides[0] >= 0
-    )
-
-
-def output_array(name: str, out: Array | None, shape: tuple[int, int], dtype: np.dtype[Any], rows: Array) -> Array:
-    """`out`, or a new array, for results that are computed from `rows`."""
-    if out is None:
-        return np.empty(shape, dtype)
-    if (
-        not isinstance(out, np.ndarray)
-        or out.shape != shape
-        or out.dtype != dtype
-        or not out.flags.c_contiguous
-        or not out.flags.writeable
-    ):
-        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"{name}: expected a writable C-contiguous {dtype} array of shape {shape}, got {got}")
-    if np.may_share_memory(out, rows):
-        raise ValueError(f"{name}: expected memory of its own, got memory that the input uses")
-    return out
-
-
-def as_array(name: str, value: Any) -> Array:
-    """`value` as a NumPy array without a copy where that is possible."""
-    if isinstance(value, np.ndarray):
-        return value
-    if hasattr(value, "__dlpack__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"{name}: expected a tensor in CPU memory, got {type(value)}: {error}") from None
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of numbers: {error}") from None
-
-
-def _cast(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
-    with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused later
-        return array.astype(dtype)
-
-
-def _weights(value: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
-    if value is None:
-        return None
-    array = as_array("sample_weight", value)
-    weights = np.ascontiguousarray(_cast("sample_weight", array, np.dtype(np.float64)))
-    if weights.shape != (n_rows,):
-        raise ValueError(f"sample_weight: expected shape ({n_rows},), got {weights.shape}")
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError("sample_weight: expected finite numbers >= 0")
-    return weights
-
-
-def _order(value: ArrayLike | None) -> NDArray[np.int64] | None:
-    if value is None:
-        return None
-    order = as_array("order", value)
-    if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):
-        raise ValueError(f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}")
-    return np.ascontiguousarray(order, dtype=np.int64)
+_ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
 
 class Engine:
@@ -201,7 +93,8 @@ class Engine:
         Parameters
         ----------
         X : array, shape (n_rows, n_features)
-            float32 or float64 rows are read in place.
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``. Rows of float32 or
+            float64 (on a device also float16 or bfloat16) are read where they are.
         sample_weight : array, shape (n_rows,), optional
             Weights >= 0 of the rows.
 
@@ -226,7 +119,7 @@ class Engine:
         Parameters
         ----------
         chunk : array, shape (n_rows, n_features)
-            Rows in host memory.
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``; see `hold`.
         order : integer array, optional
             Row numbers; None takes the rows as they are.
         batch_size : int or None
@@ -242,7 +135,7 @@ class Engine:
             Within a second of Ctrl-C; the steps that were finished are done, and no other has begun to update.
         """
         rows = self._batch(chunk)
-        indices = _order(order)
+        indices = as_order(order)
         count = len(rows) if indices is None else len(indices)
         size = max(1, count)
         if batch_size is not None:
@@ -250,10 +143,17 @@ class Engine:
             size = min(size, int(batch_size))
         if self.config.rho_hat == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
-        self._core.run(rows, indices, size, _weights(sample_weight, len(rows)))
+        self._core.run(rows, indices, size, self.weights(sample_weight, len(rows)))
 
     def gradient(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """The cost J of all rows of `X` and its gradient, which `get` then reads; nothing is updated.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+        sample_weight : array, shape (n_rows,), optional
+            Weights >= 0 of the rows.
 
         Returns
         -------
@@ -261,37 +161,94 @@ class Engine:
             ``loss`` = ``reconstruction`` + ``penalty`` + ``decay``, and ``gradient_norm``.
         """
         rows = self._batch(X)
-        return self._core.gradient(rows, _weights(sample_weight, len(rows)))
+        return self._core.gradient(rows, self.weights(sample_weight, len(rows)))
 
     def evaluate(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """The parts of the cost J of all rows of `X`, without its gradient."""
         rows = self._batch(X)
-        return self._core.evaluate(rows, _weights(sample_weight, len(rows)))
+        return self._core.evaluate(rows, self.weights(sample_weight, len(rows)))
 
-    def encode(self, X: Any, out: Array | None = None) -> Array:
-        """The code of each row, shape (n_rows, code_width), into `out` if it is given."""
-        rows = self._rows("X", X, self.config.n_features)
-        result = self._output(out, rows, self.code_width)
-        self._core.encode(rows, result)
-        return result
+    def encode(self, X: Any, out: Any = None) -> Any:
+        """The code of each row.
 
-    def decode(self, H: Any, out: Array | None = None) -> Array:
-        """The reconstruction that each code gives, shape (n_rows, n_features)."""
-        rows = self._rows("H", H, self.code_width)
-        result = self._output(out, rows, self.config.n_features)
-        self._core.decode(rows, result)
-        return result
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+        out : array, shape (n_rows, code_width), optional
+            Dense memory of the model's dtype to write to: a NumPy array, or a tensor of the engine's device.
 
-    def reconstruct(self, X: Any, out: Array | None = None) -> Array:
-        """``decode(encode(X))`` without storing the code."""
-        rows = self._rows("X", X, self.config.n_features)
-        result = self._output(out, rows, self.config.n_features)
-        self._core.reconstruct(rows, result)
-        return result
+        Returns
+        -------
+        ndarray or DeviceArray, shape (n_rows, code_width)
+            `out` if it is given, else a new array: on the device where X is a tensor of it.
+        """
+        return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+
+    def decode(self, H: Any, out: Any = None) -> Any:
+        """The reconstruction that each code gives, shape (n_rows, n_features). Arrays as for `encode`."""
+        return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.n_features)
+
+    def reconstruct(self, X: Any, out: Any = None) -> Any:
+        """``decode(encode(X))`` without storing the code. Arrays as for `encode`."""
+        rows = self.rows("X", X, self.config.n_features)
+        return self._infer(self._core.reconstruct, rows, out, self.config.n_features)
 
     def score(self, X: Any) -> NDArray[np.float64]:
-        """The reconstruction loss of each row, shape (n_rows,); their mean is the cost's reconstruction part."""
-        return self._core.score(self._rows("X", X, self.config.n_features))
+        """The reconstruction loss of each row, shape (n_rows,), as a NumPy array wherever X is.
+
+        Their mean is the cost's reconstruction part.
+        """
+        return self._core.score(self.rows("X", X, self.config.n_features))
+
+    def hold(self, X: Any) -> DeviceArray | None:
+        """The rows of `X` in the device's memory, for calls that read them again and again.
+
+        On a GPU, rows of the host are copied there, in the model's dtype. On the CPU, and for a tensor of the engine's
+        device, nothing is copied: the result keeps X alive, and changes of X show.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+
+        Returns
+        -------
+        DeviceArray or None
+            None where they would take more than 0.7 of the free memory, or on the CPU another dtype or layout.
+        """
+        if is_of(self._core, X):
+            return device_rows(self._core, "X", X, self.config.n_features)
+        rows = as_array("X", X)
+        if rows.ndim != 2 or rows.shape[1] != self.config.n_features:
+            rows = as_rows("X", rows, self.config.n_features)  # says what is wrong
+        held = self._core.view(rows) if readable(rows) else None
+        if held is not None:
+            return held
+        if not self._core.has_room(rows.size * np.dtype(self.config.dtype).itemsize):
+            return None
+        try:
+            held = self._core.empty(len(rows), rows.shape[1], self.config.dtype)
+        except MemoryError:
+            return None
+        at_once = max(1, _ELEMENTS_AT_ONCE // rows.shape[1])
+        for first in range(0, len(rows), at_once):
+            piece = as_rows("X", rows[first : first + at_once], rows.shape[1], other=self.config.dtype)
+            self._core.take(piece, None, held, first)
+        return held
+
+    def take(self, X: DeviceArray, order: ArrayLike | None = None) -> DeviceArray:
+        """The rows of `X` in that order, or all, in new memory of the device and in the model's dtype."""
+        rows, indices = device_rows(self._core, "X", X, self.config.n_features), as_order(order)
+        taken = self._core.empty(len(rows if indices is None else indices), rows.shape[1], self.config.dtype)
+        self._core.take(rows, indices, taken, 0)
+        return taken
+
+    def first_row_outside(self, X: DeviceArray, low: float = -math.inf, high: float = math.inf) -> int | None:
+        """The first row of `X` with NaN or a number outside [low, high] or infinite; None if there is none."""
+        limit = float(np.finfo(self.config.dtype).max)
+        row = self._core.first_row_outside(X, max(low, -limit), min(high, limit))
+        return None if row < 0 else row
 
     def names(self) -> list[str]:
         """Names for `get` and `set`.
@@ -329,7 +286,7 @@ class Engine:
             if array.ndim != 1 or current.shape[0] != 1 or array.size != current.size:
                 raise ValueError(f"{name}: expected shape {current.shape}, got {array.shape}")
             array = array.reshape(current.shape)
-        array = np.ascontiguousarray(_cast(name, array, current.dtype))
+        array = np.ascontiguousarray(cast(name, array, current.dtype))
         if not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         self._core.set(name, array)
@@ -381,17 +338,29 @@ class Engine:
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
 
-    def _rows(self, name: str, value: Any, n_cols: int) -> Array:
-        return as_rows(name, value, n_cols, other=self.config.dtype)
+    def rows(self, name: str, value: Any, n_cols: int) -> Rows:
+        """`value` as rows that this engine reads; `name` is what an error calls it.
 
-    def _batch(self, value: Any) -> Array:
-        rows = self._rows("X", value, self.config.n_features)
+        A tensor of the engine's device stays where it is, for as long as the result lives; the work that its
+        producer has begun comes before the engine's.
+        """
+        return rows_for(self._core, name, value, n_cols, self.config.dtype)
+
+    def _batch(self, value: Any) -> Rows:
+        rows = self.rows("X", value, self.config.n_features)
         if len(rows) == 0:
             raise ValueError("X: expected at least one row, got none")
         return rows
 
-    def _output(self, out: Array | None, rows: Array, n_cols: int) -> Array:
-        return output_array("out", out, (len(rows), n_cols), np.dtype(self.config.dtype), rows)
+    def weights(self, value: Any, n_rows: int) -> NDArray[np.float64] | None:
+        """Weights of rows, checked."""
+        # Their sums are made on the host: those of a device come over once.
+        return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
+
+    def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
+        target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+        compute(rows, target)
+        return target if out is None else out
 
 
 _COUNTS = ("steps", "rows", "weight")

@@ -15,11 +15,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
+from fastsae._core import DeviceArray
+from fastsae.arrays import Rows, as_array, is_elsewhere
 from fastsae.config import Config, LayerConfig, TrainingConfig, check_integer
-from fastsae.engine import Engine, as_array, devices
+from fastsae.engine import Engine
 from fastsae.initializers import initialize
+from fastsae.process import devices
 from fastsae.stores import ArrayStore
-from fastsae.trainer import Callback, Trainer, TrainerState, check_combination
+from fastsae.trainer import Callback, Trainer, TrainerState, check_combination, check_values
 
 Array = NDArray[Any]
 
@@ -207,7 +210,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Parameters
         ----------
         X : array-like, shape (n_rows, n_features)
-            NumPy array, memory map, DLPack CPU tensor, data frame. float32 and float64 rows are read in place.
+            NumPy array, memory map, DLPack tensor of the CPU or of `device`, data frame. float32 and float64 rows
+            are read in place; on a GPU, rows of the host are copied there once if they fit, else they stream through.
         y : ignored
         sample_weight : array-like, shape (n_rows,), optional
             Weights >= 0; they divide the loss and the mean activations by their sum.
@@ -237,8 +241,9 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             X, weights = self._validate(X, sample_weight, reset=True)
             config = self._config(X.shape[1])
             check_combination(config, training, X)
-            self._start(config, training, len(X))
-        return self._train(ArrayStore(X, config.dtype), weights, training, training.max_epochs)
+            self._start(config, training, X.shape[0])
+            store, weights = self._store(X, weights)
+        return self._train(store, weights, training, training.max_epochs)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
         """Train one more pass over these rows: for data that comes in pieces. See `fit`.
@@ -253,11 +258,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             config = self._config(X.shape[1])
             check_combination(config, training, X, one_pass=True)
             if first:
-                self._start(config, training, len(X))
+                self._start(config, training, X.shape[0])
             else:
                 self._continue(config)
-        self._state.start_pass(len(X))
-        self._train(ArrayStore(X, config.dtype), weights, training, self._state.epoch + 1)
+            store, weights = self._store(X, weights)
+        self._state.start_pass(len(store))
+        self._train(store, weights, training, self._state.epoch + 1)
         self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
         return self
 
@@ -279,33 +285,47 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         X, weights = self._validate(X, sample_weight, reset=False)
         config = self._config(X.shape[1])
         check_combination(config, training, X)
-        if self._state.n_rows not in (0, len(X)):
-            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {len(X)}")
+        n_rows = X.shape[0]
+        if self._state.n_rows not in (0, n_rows):
+            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
         self._continue(config)
-        return self._train(ArrayStore(X, config.dtype), weights, training, training.max_epochs)
+        store, weights = self._store(X, weights)
+        return self._train(store, weights, training, training.max_epochs)
 
     # Inference
 
-    def transform(self, X: Any, out: Array | None = None) -> Array:
-        """Hidden activations, shape (n_rows, n_hidden); safe to call from many threads.
+    def transform(self, X: Any, out: Any = None) -> Any:
+        """Hidden activations; safe to call from many threads.
 
         Parameters
         ----------
         X : array-like, shape (n_rows, n_features)
-        out : ndarray, shape (n_rows, n_hidden), optional
-            C-contiguous memory of the model's dtype to write to; nothing is allocated then.
+            As for `fit`.
+        out : array, shape (n_rows, n_hidden), optional
+            C-contiguous memory of the model's dtype to write to, a NumPy array or a tensor of `device`; nothing is
+            allocated then.
+
+        Returns
+        -------
+        ndarray or DeviceArray, shape (n_rows, n_hidden)
+            `out` if it is given, else a new array: a :class:`fastsae.DeviceArray` where X is a tensor of the device.
         """
         check_is_fitted(self)
         return self._engine.encode(self._check(X), out)
 
-    def inverse_transform(self, H: Any, out: Array | None = None) -> Array:
-        """Reconstructions of hidden activations, shape (n_rows, n_features)."""
+    def inverse_transform(self, H: Any, out: Any = None) -> Any:
+        """Reconstructions of hidden activations, shape (n_rows, n_features). Arrays as for `transform`."""
         check_is_fitted(self)
+        if _on_device(H):
+            H = self._engine.rows("H", H, self._engine.code_width)
+            if isinstance(H, DeviceArray):
+                check_values("H", self._engine, H)
+            return self._engine.decode(H, out)
         H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
         return self._engine.decode(H, out)
 
-    def reconstruct(self, X: Any, out: Array | None = None) -> Array:
-        """``inverse_transform(transform(X))``, shape (n_rows, n_features)."""
+    def reconstruct(self, X: Any, out: Any = None) -> Any:
+        """``inverse_transform(transform(X))``, shape (n_rows, n_features). Arrays as for `transform`."""
         check_is_fitted(self)
         return self._engine.reconstruct(self._check(X), out)
 
@@ -471,23 +491,50 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         ).run(store, weights, until)
         return self
 
-    def _validate(
-        self, X: Any, sample_weight: ArrayLike | None, reset: bool
-    ) -> tuple[Array, NDArray[np.float64] | None]:
+    def _validate(self, X: Any, sample_weight: Any, reset: bool) -> tuple[Any, Any]:
+        """Rows and weights, checked; what is on a device comes back as it is, and `_store` looks at its numbers."""
+        if _on_device(X):
+            self._check_shape(X, reset)
+        else:
+            X = self._validate_rows(X, reset)
+        if sample_weight is None or is_elsewhere(sample_weight):
+            return X, sample_weight
+        sample_weight = _tensor_as_array("sample_weight", sample_weight)
+        return X, _not_all_zero(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+
+    def _validate_rows(self, X: Any, reset: bool) -> Any:
         # A memory map is not read twice: a step that meets a NaN names its row.
         finite = not isinstance(X, np.memmap)
         X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
-        if sample_weight is None:
-            return X, None
-        sample_weight = _tensor_as_array("sample_weight", sample_weight)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.any():
-            raise ValueError("sample_weight: expected at least one weight that is not zero")
-        return X, weights
+        return X
 
-    def _check(self, X: Any) -> Array:
+    def _store(self, X: Any, weights: Any) -> tuple[ArrayStore, NDArray[np.float64] | None]:
+        """What `_validate` gave, for training with the engine that there is now."""
+        engine = self._engine
+        if _on_device(X):
+            X = engine.rows("X", X, engine.config.n_features)
+            if isinstance(X, DeviceArray):
+                check_values("X", engine, X, as_target=True)
+        if is_elsewhere(weights):
+            weights = _not_all_zero(engine.weights(weights, X.shape[0]))
+        return ArrayStore(X, engine), weights
+
+    def _check_shape(self, X: Any, reset: bool) -> None:
+        """What scikit-learn checks of an array, for a tensor whose numbers it cannot read."""
+        shape = tuple(getattr(X, "shape", ()))
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"X: expected a 2-D array with at least one row and one column, got shape {shape}")
+        validate_data(self, X, reset=reset, skip_check_array=True)
+
+    def _check(self, X: Any) -> Rows:
+        if _on_device(X):
+            self._check_shape(X, reset=False)
+            rows = self._engine.rows("X", X, self._engine.config.n_features)
+            if isinstance(rows, DeviceArray):
+                check_values("X", self._engine, rows)
+            return rows
         checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
         return checked
 
@@ -495,6 +542,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if not hasattr(self, "_engine"):
             raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
         return self._engine
+
+
+def _not_all_zero(weights: Any) -> Any:
+    if not weights.any():
+        raise ValueError("sample_weight: expected at least one weight that is not zero")
+    return weights
+
+
+def _on_device(value: Any) -> bool:
+    return isinstance(value, DeviceArray) or is_elsewhere(value)
 
 
 def _tensor_as_array(name: str, value: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastsae.arrays import as_rows
 from fastsae.config import check_integer
-from fastsae.engine import Engine, as_rows
+from fastsae.engine import Engine
 
 _STEP = 1e-3
 

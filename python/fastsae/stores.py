@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae.engine import as_rows, readable
+from fastsae._core import DeviceArray
+from fastsae.arrays import Rows, as_rows, readable
+from fastsae.engine import Engine
 
 Order = NDArray[np.int64]
 
 
 class ArrayStore:
-    """The rows of an array or a memory map, handed out in any order.
+    """The rows of an array, a memory map or a tensor of the engine's device, handed out in any order.
 
-    float32 and float64 rows are read in place. Rows of another type, or rows that are not contiguous, are converted
-    a piece at a time, so that a memory map larger than memory can be trained on.
+    float32 and float64 rows are read in place, or from the device's memory once they are held there. Rows of another
+    type, or rows that are not contiguous, are converted a piece at a time, so that a memory map larger than memory
+    can be trained on.
 
     Parameters
     ----------
-    X : ndarray, shape (n_rows, n_features)
-    dtype : {"float32", "float64"}
-        What rows are converted to where they must be.
+    X : ndarray or DeviceArray, shape (n_rows, n_features)
+    engine : Engine
+        Whose device and dtype the rows are for.
     """
 
-    def __init__(self, X: NDArray[Any], dtype: str) -> None:
-        self.X = X
-        self.dtype = dtype
-        self.in_place = readable(X)
+    def __init__(self, X: Rows, engine: Engine) -> None:
+        self._X = X
+        self._engine = engine
 
     def __len__(self) -> int:
-        return len(self.X)
+        return len(self._X)
 
-    def piece(self, order: Order) -> tuple[NDArray[Any], Order | None]:
+    def hold(self) -> None:
+        """Keep the rows in the device's memory if there is room: for more than one pass over them."""
+        held = self._engine.hold(self._X)
+        if held is not None:
+            self._X = held
+
+    def piece(self, order: Order) -> tuple[Rows, Order | None]:
         """A chunk of rows and the order to take them in, for :meth:`fastsae.Engine.run_epoch`."""
-        return (self.X, order) if self.in_place else (self.rows(order), None)
+        if isinstance(self._X, DeviceArray) or readable(self._X):
+            return self._X, order
+        return self.rows(order), None
 
-    def rows(self, order: Order | None = None) -> NDArray[Any]:
-        """The rows, or all of them, in the wanted dtype.
+    def rows(self, order: Order | None = None) -> Rows:
+        """Those rows, or all of them, in the engine's dtype.
 
         Raises
         ------
         ValueError
             If one holds NaN or infinity; the text says which row of X it is.
         """
-        part = self.X if order is None else self.X[order]
-        rows = as_rows("X", part, self.X.shape[1], self.dtype)
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            first = int(np.argmin(finite))
+        dtype = self._engine.config.dtype
+        rows: Rows
+        if isinstance(self._X, DeviceArray):
+            in_place = order is None and self._X.dtype == dtype
+            rows = self._X if in_place else self._engine.take(self._X, order)
+            first = self._engine.first_row_outside(rows)
+        else:
+            rows = as_rows("X", self._X if order is None else self._X[order], self._X.shape[1], dtype)
+            finite = np.isfinite(rows).all(axis=1)
+            first = None if finite.all() else int(np.argmin(finite))
+        if first is not None:
             row = first if order is None else int(order[first])
-            raise ValueError(f"X: row {row} contains NaN, infinity or a number too large for {self.dtype}")
+            raise ValueError(f"X: row {row} contains NaN, infinity or a number too large for {dtype}")
         return rows

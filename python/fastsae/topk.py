@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastsae import _core
 from fastsae._core import DeviceError
+from fastsae.arrays import Array, as_array, as_rows, rows_for, target_for
 from fastsae.config import DTYPES, check_choice, check_integer, check_precision
-from fastsae.engine import Array, as_array, as_rows, check_device, output_array
+from fastsae.process import check_device
 
 MOST_K = 512
 
@@ -98,20 +98,22 @@ class TopKEncoder:
             bias = _finite("bias", as_rows("bias", bias.reshape(1, -1), self.n_latents, dtype))
         self._core = _core.TopKEncoder(weight, bias, self.k, device, dtype, precision)
 
-    def encode(self, X: Any, out: tuple[Array, NDArray[np.int32]] | None = None) -> tuple[Array, NDArray[np.int32]]:
+    def encode(self, X: Any, out: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
         """The k largest pre-activations of each row and their latents.
 
         Parameters
         ----------
         X : array, shape (n_rows, n_features)
-            float32 or float64 rows are read in place where they are of the encoder's dtype.
+            NumPy array, memory map, or tensor of the encoder's device with ``__dlpack__``. Rows of the encoder's
+            dtype are read in place.
         out : tuple of two arrays, optional
             ``(values, indices)`` of the shapes and types below to write into, C-contiguous.
 
         Returns
         -------
         values : array, shape (n_rows, k), of the encoder's dtype
-            From the largest down. A row that holds NaN has NaN here.
+            From the largest down. A row that holds NaN has NaN here. A NumPy array; a :class:`fastsae.DeviceArray`, as
+            `indices` too, where X is a tensor of the device.
         indices : array of int32, shape (n_rows, k)
             The latent of each value. NaN comes before any number, and of equal values the lower latent comes first.
 
@@ -122,17 +124,17 @@ class TopKEncoder:
         KeyboardInterrupt
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
-        rows = as_rows("X", X, self.n_features, other=self.dtype)
+        rows = rows_for(self._core, "X", X, self.n_features, self.dtype)
         if out is not None and (not isinstance(out, tuple) or len(out) != 2):
             raise ValueError(f"out: expected a tuple (values, indices), got {type(out).__name__}")
         to_values, to_indices = out or (None, None)
         shape = (len(rows), self.k)
-        values = output_array("out[0]", to_values, shape, np.dtype(self.dtype), rows)
-        indices = output_array("out[1]", to_indices, shape, np.dtype(np.int32), rows)
-        if np.may_share_memory(values, indices):
+        values = target_for(self._core, "out[0]", to_values, shape, self.dtype, rows)
+        indices = target_for(self._core, "out[1]", to_indices, shape, "int32", rows)
+        if isinstance(values, np.ndarray) and isinstance(indices, np.ndarray) and np.may_share_memory(values, indices):
             raise ValueError("out: expected memory of its own for each array, got memory that both use")
         self._core.encode(rows, values, indices)
-        return values, indices
+        return (values, indices) if out is None else out
 
     def __getstate__(self) -> dict[str, Any]:
         names = self._core.names()

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from fastsae._core import DeviceArray
+from fastsae.arrays import Rows
 from fastsae.config import Config, TrainingConfig, check_integer
 from fastsae.engine import Engine
 from fastsae.stores import ArrayStore
@@ -148,6 +150,8 @@ class Trainer:
     def run(self, store: ArrayStore, weights: Weights, until_epoch: int) -> None:
         """Train until `until_epoch` epochs are finished, or early stopping or the callback ends it."""
         train, held_out = self._split(len(store))
+        if until_epoch - self.state.epoch > 1:
+            store.hold()
         validation = None if held_out is None else (store.rows(held_out), _take(weights, held_out))
         run = self._run_lbfgs if self.training.solver == "lbfgs" else self._run_epochs
         try:
@@ -165,7 +169,7 @@ class Trainer:
         store: ArrayStore,
         weights: Weights,
         train: NDArray[np.int64],
-        validation: tuple[NDArray[Any], Weights] | None,
+        validation: tuple[Rows, Weights] | None,
         until_epoch: int,
     ) -> None:
         state = self.state
@@ -226,7 +230,7 @@ class Trainer:
         store: ArrayStore,
         weights: Weights,
         train: NDArray[np.int64],
-        validation: tuple[NDArray[Any], Weights] | None,
+        validation: tuple[Rows, Weights] | None,
         until_epoch: int,
     ) -> None:
         from scipy.optimize import minimize
@@ -283,7 +287,7 @@ class Trainer:
 
     # Shared
 
-    def _end_epoch(self, costs: Mapping[str, float], validation: tuple[NDArray[Any], Weights] | None, bar: Any) -> None:
+    def _end_epoch(self, costs: Mapping[str, float], validation: tuple[Rows, Weights] | None, bar: Any) -> None:
         state = self.state
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in _COST_PARTS}}
         entry["gradient_norm"] = costs["gradient_norm"]
@@ -379,10 +383,13 @@ def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterato
         first = last
 
 
-def check_combination(config: Config, training: TrainingConfig, X: NDArray[Any], *, one_pass: bool = False) -> None:
-    """Raise ValueError for options that are meaningful alone and not together, or not with these rows."""
-    _held_out_rows(len(X), training.validation_fraction)
-    if config.loss == "cross_entropy" and (X.min() < 0 or X.max() > 1):
+def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_pass: bool = False) -> None:
+    """Raise ValueError for options that are meaningful alone and not together, or not with these rows.
+
+    What a tensor on a device holds is left to :func:`check_values`.
+    """
+    _held_out_rows(X.shape[0], training.validation_fraction)
+    if isinstance(X, np.ndarray) and config.loss == "cross_entropy" and (X.min() < 0 or X.max() > 1):
         raise ValueError(f"X: loss='cross_entropy' needs numbers in [0, 1], got them from {X.min():g} to {X.max():g}")
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
@@ -394,3 +401,14 @@ def check_combination(config: Config, training: TrainingConfig, X: NDArray[Any],
         )
     if config.rho_hat == "ema" and lbfgs:
         raise ValueError("rho_hat='ema' moves between evaluations, which solver='lbfgs' cannot use; use 'full'")
+
+
+def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: bool = False) -> None:
+    """Raise ValueError for rows on the device that hold NaN or infinity, or that the loss cannot take as a target."""
+    row = engine.first_row_outside(rows)
+    if row is not None:
+        raise ValueError(f"{name}: row {row} contains NaN, infinity or a number too large for {engine.config.dtype}")
+    if as_target and engine.config.loss == "cross_entropy":
+        row = engine.first_row_outside(rows, 0.0, 1.0)
+        if row is not None:
+            raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], and row {row} has others")

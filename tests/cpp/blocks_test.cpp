@@ -8,10 +8,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 #include "core/error.h"
 #include "engine/engine.h"
 #include "kernels/list.h"
+#include "rows.h"
 #include "select_tiles.h"
 #include "serial_select.h"
 
@@ -83,6 +85,35 @@ void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tenso
   if (summing) partial.add(parts, count, sums);
 }
 
+void gather_grid(const RowSource& source, const std::int64_t* order, const Tensor& out) {
+  with_element(source.dtype, [&](auto element) {
+    using From = decltype(element);
+    with_scalar(out.dtype, [&](auto s) {
+      using S = decltype(s);
+      for (std::int64_t row = 0; row < out.rows; row += GatherShape::rows) {
+        SerialTeam<NoState> team(GatherShape::members);
+        gather_block(team, OrderedRows<From>(source, order), Out<S>(out), Tile{row, 0, out.rows, out.cols});
+      }
+    });
+  });
+}
+
+std::int64_t search_grid(const RowSource& source, double low, double high) {
+  std::int64_t first = source.rows;
+  with_element(source.dtype, [&](auto element) {
+    using From = decltype(element);
+    for (std::int64_t row = 0; row < source.rows; row += SearchShape::rows) {
+      SerialTeam<NoState> team(SearchShape::members);
+      SearchShared shared;
+      std::int64_t found = 0;
+      search_block(team, OrderedRows<From>(source, nullptr), low, high,
+                   Tile{row, 0, source.rows, source.cols}, shared, &found);
+      first = std::min(first, found);
+    }
+  });
+  return first < source.rows ? first : -1;
+}
+
 using Map = void (*)(const std::byte*, const Tensor&, Sums);
 using Product = void (*)(const std::byte*, const Factor&, const Factor&, const Tensor&, bool, Sums);
 
@@ -112,16 +143,23 @@ class SerialDevice final : public Backend {
  public:
   bool reads_host_memory() const override { return false; }
   bool wants_shadows() const override { return false; }
+  Place place() const override { return {2, 0}; }
+  void* stream() const override { return nullptr; }
+  void finish() noexcept override {}
+  std::size_t free_memory() const override { return std::size_t{1} << 30; }
+  FetchRows fetch_rows() const override { return nullptr; }
   Memory allocate(std::size_t bytes) override {
     return Memory(std::calloc(bytes + 1, 1), [](void* p) { std::free(p); });
   }
   void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
+    used(a.tensor, b.tensor, out);
     const Product fused = kernel == nullptr ? nullptr : Table<KernelList>::product[kernel->index];
     if (fused != nullptr) return fused(kernel->bytes, a, b, out, accumulate, sums);
     with_scalar(out.dtype, [&](auto s) { product_grid(Keep<decltype(s)>{}, a, b, out, accumulate, {}); });
     if (kernel != nullptr) map(out, *kernel, sums);
   }
   void map(Tensor out, const Kernel& kernel, Sums sums) override {
+    used(out, {}, sums.into);
     Table<KernelList>::map[kernel.index](kernel.bytes, out, sums);
   }
   void encode_select(const Selection& selection) override {
@@ -149,11 +187,14 @@ class SerialDevice final : public Backend {
     });
   }
   void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
-    FS_REQUIRE(source.dtype == out.dtype, "this test converts nothing");
+    if (source.on_device) return gather_grid(source, order, out);
+    const ConvertRow convert = row_converter(source.dtype, out.dtype);
     for (std::int64_t row = 0; row < out.rows; ++row) {
-      std::memcpy(out.slice_rows(row, 1).data, source.row(order == nullptr ? row : order[row]),
-                  out.row_bytes());
+      convert(source.row(order == nullptr ? row : order[row]), out.slice_rows(row, 1).data, out.cols);
     }
+  }
+  std::int64_t first_row_outside(const RowSource& source, double low, double high) override {
+    return search_grid(source, low, high);
   }
   void read(const Tensor& from, void* to) override {
     copy({to, from.rows, from.cols, from.cols, from.dtype}, from);
@@ -172,9 +213,23 @@ class SerialDevice final : public Backend {
                   total.to);
     }
   }
-  void step(std::int64_t, const std::function<void()>& body) override { body(); }
+  // A record of a step holds addresses: each run of a key must use those of its first.
+  void step(std::int64_t key, const std::function<void()>& body) override {
+    addresses_.clear();
+    body();
+    const auto [first, fresh] = recorded_.emplace(key, addresses_);
+    FS_REQUIRE(fresh || first->second == addresses_, "a step uses other memory than when it was recorded");
+  }
   std::int64_t steps_in_flight() const override { return kStepsInFlight; }
   void poll() override {}
+
+ private:
+  void used(const Tensor& a, const Tensor& b, const Tensor& c) {
+    for (const Tensor* tensor : {&a, &b, &c}) addresses_.push_back(tensor->data);
+  }
+
+  std::vector<const void*> addresses_;
+  std::map<std::int64_t, std::vector<const void*>> recorded_;
 };
 
 int failures = 0;
@@ -197,6 +252,12 @@ std::vector<double> numbers(std::int64_t count, std::uint32_t state) {
 
 // More than one block in each direction, and none of them whole.
 constexpr std::int64_t kFeatures = 70, kHidden = 67, kRows = 611, kBatch = 300;
+
+std::vector<std::int64_t> some_order() {
+  std::vector<std::int64_t> order;
+  for (std::int64_t i = 0; i < kRows; ++i) order.push_back(i * 7 % kRows);
+  return order;
+}
 
 struct Case {
   const char* activation;
@@ -253,8 +314,11 @@ void trains_as_the_cpu(const Case& c) {
   const auto cpu = engine_of(c, make_backend("cpu", Precision::full, {}));
   const std::vector<double> data = numbers(kRows * kFeatures, 1), weights = numbers(kRows, 2);
   const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
+  const std::vector<std::int64_t> order = some_order();
   for (Engine* engine : {serial.get(), cpu.get()}) {
-    for (int epoch = 0; epoch < 4; ++epoch) engine->run(x, weights.data(), nullptr, kRows, kBatch);
+    for (const std::int64_t* rows : {order.data(), static_cast<const std::int64_t*>(nullptr)}) {
+      for (int epoch = 0; epoch < 2; ++epoch) engine->run(x, weights.data(), rows, kRows, kBatch);
+    }
   }
   check(serial->steps() == 12 && cpu->steps() == 12, name + ": steps");
   check(largest_difference(*serial, *cpu) < 1e-12, name + ": parameters and state after 12 steps");
@@ -345,6 +409,95 @@ void selects_from_an_encoder(bool biased) {
   check(same, text("selection from an encoder ", biased ? "with" : "without", " bias"));
 }
 
+bool same_bits(const Engine& a, const Engine& b) {
+  for (const std::string& name : a.names()) {
+    const auto size = static_cast<std::size_t>(a.tensor(name).size());
+    std::vector<double> x(size), y(size);
+    a.read(name, x.data());
+    b.read(name, y.data());
+    if (std::memcmp(x.data(), y.data(), size * sizeof(double)) != 0) return false;
+  }
+  return true;
+}
+
+// Rows that lie in the device's memory, in an order, of another type, further apart than they are wide, and looked at
+// while steps are in flight: all as if they had come from the host.
+template <class From>
+void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
+  const Case c{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, true};
+  const std::string name = text("device rows of ", sizeof(From), " bytes, stride ", stride, ": ");
+  const std::vector<double> exact = numbers(kRows * kFeatures, 1), weights = numbers(kRows, 2);
+  std::vector<From> data(static_cast<std::size_t>(kRows * stride));
+  for (std::int64_t i = 0; i < kRows * kFeatures; ++i) {
+    const auto at = static_cast<std::size_t>(i / kFeatures * stride + i % kFeatures);
+    if constexpr (sizeof(From) == 2)
+      data[at] = Bf16::round(static_cast<float>(exact[static_cast<std::size_t>(i)]));
+    else
+      data[at] = static_cast<From>(exact[static_cast<std::size_t>(i)]);
+  }
+  RowSource host{data.data(), kRows, kFeatures, stride * static_cast<std::int64_t>(sizeof(From)), dtype};
+  RowSource device = host;
+  device.on_device = true;
+  const std::vector<std::int64_t> order = some_order();
+  for (const double* w : {static_cast<const double*>(nullptr), weights.data()}) {
+    for (const std::int64_t* rows : {static_cast<const std::int64_t*>(nullptr), order.data()}) {
+      const auto a = engine_of(c, std::make_unique<SerialDevice>());
+      const auto b = engine_of(c, std::make_unique<SerialDevice>());
+      for (int epoch = 0; epoch < 2; ++epoch) {
+        a->run(host, w, rows, kRows, 100);
+        b->run(device, w, rows, kRows, 100);
+      }
+      check(a->steps() == 14 && same_bits(*a, *b), name + "training");
+      check(a->metrics().sums.loss() == b->metrics().sums.loss(), name + "metrics");
+      const Cost p = a->gradient(host, w), q = b->gradient(device, w);
+      check(p.loss() == q.loss() && p.gradient_norm == q.gradient_norm && same_bits(*a, *b),
+            name + "gradient");
+      check(a->evaluate(host, w).loss() == b->evaluate(device, w).loss(), name + "evaluation");
+      std::vector<double> from_host(kRows * kHidden), from_device(kRows * kHidden), losses(kRows),
+          others(kRows);
+      a->encode(host, from_host.data());
+      b->encode(device, RowTarget(from_device.data(), true));
+      check(from_host == from_device, name + "codes, written in place");
+      b->encode(device, from_device.data());
+      check(from_host == from_device, name + "codes, brought to the host");
+      a->score(host, losses.data());
+      b->score(device, others.data());
+      check(losses == others, name + "scores");
+      std::vector<double> taken(kRows * kFeatures), same(kRows * kFeatures);
+      a->take(host, rows, {taken.data(), kRows, kFeatures, kFeatures, DType::f64});
+      b->take(device, rows, {same.data(), kRows, kFeatures, kFeatures, DType::f64});
+      check(taken == same, name + "taking rows");
+    }
+  }
+}
+
+void a_bad_row_on_the_device_is_named() {
+  const Case c{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, true};
+  const auto engine = engine_of(c, std::make_unique<SerialDevice>());
+  std::vector<double> data = numbers(kRows * kFeatures, 1);
+  RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64, true};
+  check(engine->first_row_outside(x, 0, 1) == -1, "all rows are inside");
+  for (const std::int64_t row : {kRows - 1, std::int64_t{270}, std::int64_t{64}, std::int64_t{0}}) {
+    data[static_cast<std::size_t>(row * kFeatures + kFeatures - 1)] = row == 64 ? -HUGE_VAL : std::nan("");
+    check(engine->first_row_outside(x, -1e300, 1e300) == row, text("the first bad row is ", row));
+    std::vector<std::int64_t> order;
+    for (std::int64_t i = 0; i < kRows; ++i) order.push_back((i + row + 5) % kRows);
+    const std::int64_t steps = engine->steps();
+    std::string message;
+    try {
+      engine->run(x, nullptr, order.data(), kRows, 40);
+    } catch (const ValueError& error) {
+      message = error.what();
+    }
+    check(message.find("X: row ") == 0, "a bad row on the device is named: " + message);
+    if (row == kRows - 1)
+      check(message.find(text("row ", row, " ")) == 3 && engine->steps() == steps + 15,
+            "the steps before it count: " + message);
+  }
+  data[3] = 1.5;
+  check(engine->first_row_outside(x, 0, 1) == 0, "a number outside the bounds is found");
+}
+
 }  // namespace
 
 int main() {
@@ -357,6 +510,11 @@ int main() {
   a_bad_row_stops_the_steps_after_it();
   selects_from_an_encoder(true);
   selects_from_an_encoder(false);
+  rows_on_the_device_give_the_same_bits<double>(DType::f64, kFeatures);
+  rows_on_the_device_give_the_same_bits<double>(DType::f64, kFeatures + 3);
+  rows_on_the_device_give_the_same_bits<float>(DType::f32, kFeatures);
+  rows_on_the_device_give_the_same_bits<Bf16>(DType::bf16, kFeatures + 1);
+  a_bad_row_on_the_device_is_named();
   std::printf("%s\n", failures == 0 ? "blocks: all checks passed" : "blocks: FAILED");
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,158 @@
+"""What may be handed in as rows, weights and orders, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastsae._core import DeviceArray
+
+Array = NDArray[Any]
+#: Rows as the compiled part takes them.
+Rows = Array | DeviceArray
+
+_HOST = (1, 3, 11, 13)  # DLPack's numbers for CPU memory, pinned (CUDA, ROCm) and managed memory
+
+
+def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other: str = "float32") -> Array:
+    """A 2-D float array with contiguous rows; no copy where `value` already is one.
+
+    Takes NumPy arrays and memory maps, CPU tensors with ``__dlpack__``, and nested sequences. With `dtype` None,
+    float32 and float64 stay what they are and anything else becomes `other`.
+    """
+    array = as_array(name, value)
+    if array.ndim != 2 or array.shape[1] != n_cols:
+        raise ValueError(f"{name}: expected a 2-D array with {n_cols} columns, got shape {array.shape}")
+    if dtype is not None or array.dtype not in (np.float32, np.float64):
+        wanted = np.dtype(dtype or other)
+        if array.dtype != wanted or not array.dtype.isnative:
+            array = cast(name, array, wanted)
+    return array if readable(array) else np.array(array, order="C")
+
+
+def readable(array: Array) -> bool:
+    """Whether the compiled part can read the rows of a 2-D array where they are."""
+    return (
+        array.dtype in (np.float32, np.float64)
+        and array.flags.aligned
+        and (array.size == 0 or array.shape[1] == 1 or array.strides[1] == array.itemsize)
+        and array.strides[0] >= 0
+    )
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as a NumPy array without a copy where that is possible."""
+    if isinstance(value, np.ndarray):
+        return value
+    if is_elsewhere(value):
+        kind, index = value.__dlpack_device__()
+        where = f"cuda:{index}" if kind == 2 else f"device {index} of DLPack's type {kind}"
+        raise ValueError(f"{name}: expected a tensor in CPU memory, got {type(value).__name__} on {where}")
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name}: expected a tensor in CPU memory, got {type(value)}: {error}") from None
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of numbers: {error}") from None
+
+
+def is_elsewhere(value: Any) -> bool:
+    """Whether `value` is a tensor that speaks DLPack and is not in the host's memory."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return False
+    try:
+        kind, _ = value.__dlpack_device__()
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return kind not in _HOST
+
+
+def cast(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """Real numbers as another type; one that is too large becomes infinite."""
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused later
+        return array.astype(dtype)
+
+
+def as_weights(value: Any, n_rows: int) -> NDArray[np.float64] | None:
+    """Weights of rows, checked."""
+    if value is None:
+        return None
+    array = as_array("sample_weight", value)
+    weights = np.ascontiguousarray(cast("sample_weight", array, np.dtype(np.float64)))
+    if weights.shape != (n_rows,):
+        raise ValueError(f"sample_weight: expected shape ({n_rows},), got {weights.shape}")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("sample_weight: expected finite numbers >= 0")
+    return weights
+
+
+def as_order(value: ArrayLike | None) -> NDArray[np.int64] | None:
+    """Row numbers, checked."""
+    if value is None:
+        return None
+    order = as_array("order", value)
+    if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):
+        raise ValueError(f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}")
+    return np.ascontiguousarray(order, dtype=np.int64)
+
+
+class Core(Protocol):
+    """What of an engine or an encoder is asked about the memory of its device."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """DLPack's type and number of the device."""
+
+    def borrow(self, name: str, tensor: object) -> DeviceArray:
+        """A tensor of the device where it is."""
+
+    def empty(self, rows: int, cols: int, dtype: str) -> DeviceArray:
+        """New memory of the device."""
+
+
+def rows_for(core: Core, name: str, value: Any, n_cols: int, other: str) -> Rows:
+    """`value` as rows that `core` reads: a tensor of its device where it is, or what `as_rows` makes of it."""
+    return device_rows(core, name, value, n_cols) if is_of(core, value) else as_rows(name, value, n_cols, other=other)
+
+
+def is_of(core: Core, value: Any) -> bool:
+    """Whether `value` is taken as a tensor of the device of `core`."""
+    # What is on another device still is refused there, with a text that says where it is.
+    return is_elsewhere(value) or (isinstance(value, DeviceArray) and value.__dlpack_device__() == core.place)
+
+
+def device_rows(core: Core, name: str, value: Any, n_cols: int) -> DeviceArray:
+    """A tensor of the device of `core` where it is, for as long as the result lives."""
+    rows = value if isinstance(value, DeviceArray) else core.borrow(name, value)
+    if len(rows.shape) != 2 or rows.shape[1] != n_cols:
+        raise ValueError(f"{name}: expected a 2-D array with {n_cols} columns, got shape {rows.shape}")
+    return rows
+
+
+def target_for(core: Core, name: str, out: Any, shape: tuple[int, int], dtype: str, rows: Rows) -> Rows:
+    """`out`, or a new array where `rows` are, for results that are computed from them."""
+    if out is None:
+        return np.empty(shape, dtype) if isinstance(rows, np.ndarray) else core.empty(*shape, dtype)
+    if isinstance(out, DeviceArray):
+        return out
+    if hasattr(out, "__dlpack__") and not isinstance(out, np.ndarray):
+        return core.borrow(name, out)
+    if (
+        not isinstance(out, np.ndarray)
+        or out.shape != shape
+        or out.dtype != dtype
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"{name}: expected a writable C-contiguous {dtype} array of shape {shape}, got {got}")
+    if isinstance(rows, np.ndarray) and np.may_share_memory(out, rows):
+        raise ValueError(f"{name}: expected memory of its own, got memory that the input uses")
+    return out
