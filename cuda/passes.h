@@ -20,6 +20,8 @@ std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 
 void launch_add_total(const Tensor& of, double scale, double* to, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
+// Steps of a model that fits into shared memory, see small_layout.h.
+void launch_small(const SmallModel& model, const SmallBatches& batches, cudaStream_t stream);
 // Brings the shadow of a tensor up to date.
 void launch_shadow(const Tensor& of, cudaStream_t stream);
 

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -68,6 +69,12 @@ class Engine {
  private:
   struct Training;  // scratch of training, for a number of rows
   struct Inference;
+  struct Staged {  // rows of many small steps
+    std::int64_t rows = 0, steps = 0;
+    Arena arena;
+    Batch batch;
+    Tensor scalars;  // [steps] of StepScalars
+  };
 
   // Rows order[first .. first + count) of x, or x's own rows without an order.
   struct Rows {
@@ -80,14 +87,20 @@ class Engine {
   };
 
   void reserve(std::int64_t rows);
-  Batch load(const Rows& rows, std::int64_t done, std::int64_t count);
+  // Rows [done, done + count) of these, in that memory or where they are.
+  Batch load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory);
   // Sums J and, on demand, its gradient over the rows.
   void compute(const Rows& rows, bool with_gradient);
   Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
   void begin_step(const Rows& rows);
+  // Begins as many steps of `batch` of these rows as the device takes at once; returns their rows, or 0.
+  std::int64_t begin_small_steps(const Rows& rows, std::int64_t batch);
+  void reserve_staged(std::int64_t rows, std::int64_t steps);
   // Waits for the steps that were begun and counts them; raises if one was not finite.
   void settle();
-  void write_scalars(double total, double rho_hat_decay, std::int64_t step);
+  StepScalars scalars_of(double total, double rho_hat_decay, std::int64_t step) const;
+  // Decay of the moving averages in a step of training; the first one starts them.
+  double rho_hat_decay(std::int64_t step) const { return step > 1 ? rho_hat_decay_ : 0; }
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows) const;
   std::unique_ptr<Inference> lease(std::int64_t rows) const;
@@ -104,6 +117,8 @@ class Engine {
   Arena parameters_, gradients_, state_;
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
+  std::optional<SmallModel> small_;
+  std::unique_ptr<Staged> staged_;
   std::int64_t reservations_ = 0;
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
