@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastsae.engine import Engine, cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.sweeps import sweep
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "get_num_threads": "engine",
     "load": "checkpoint",
     "set_num_threads": "engine",
+    "sweep": "sweeps",
 }
 _MODULES = ("metrics", "plots", "reference")
 
@@ -55,6 +57,7 @@ __all__ = [
     "plots",
     "reference",
     "set_num_threads",
+    "sweep",
 ]
 
 

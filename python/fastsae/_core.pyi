@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['DeviceError', 'Engine', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+__all__: list[str] = ['DeviceError', 'Engine', 'Stop', 'become_worker', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -52,6 +52,15 @@ class Engine:
     @steps.setter
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+class Stop:
+    def __init__(self) -> None:
+        ...
+    def set(self) -> None:
+        ...
+def become_worker(stop: Stop, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is set.
+    """
 def blas() -> str:
     ...
 def cuda_unavailable_reason() -> str:
