@@ -1,7 +1,7 @@
 """What does `sweep` gain over fitting small models one after the other?
 
-Alternates, in one process: 16 models 64-25-64 by `fastsae.sweep`, and the same models by `SparseAutoencoder.fit` one after
-the other with all threads. Prints medians and their ratio, and checks that both give the same bits.
+Alternates, in one process: 16 models 64-25-64 by `fastsae.sweep`, and the same models by `SparseAutoencoder.fit` one
+after the other with all threads. Prints medians and their ratio, and checks that both give the same bits.
 
     python benchmarks/bench_sweep.py [--device cpu] [--output benchmarks/results/sweep-cpu.json]
 """
