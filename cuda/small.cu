@@ -6,8 +6,11 @@
 namespace fastsae::cuda {
 namespace {
 
+// What a launch may be given on every driver.
+static_assert(sizeof(SmallModel) + sizeof(SmallLayout) + sizeof(SmallBatches) <= 4096);
+
 template <class S>
-__global__ void __launch_bounds__(SmallTeam::members)
+__global__ void __launch_bounds__(SmallTeam::members, 1)
     small_kernel(const __grid_constant__ SmallModel model, const __grid_constant__ SmallLayout layout,
                  const __grid_constant__ SmallBatches batches) {
   extern __shared__ std::byte memory[];
