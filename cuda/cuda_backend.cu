@@ -11,6 +11,7 @@
 #include "handles.h"
 #include "passes.h"
 #include "select_tiles.h"
+#include "small_layout.h"
 #include "staging.h"
 
 namespace fastsae::cuda {
@@ -18,6 +19,7 @@ namespace {
 
 constexpr std::size_t kGraphs = 8;           // of the latest step keys
 constexpr std::int64_t kStepsInFlight = 32;  // before the host looks at their outcome
+constexpr std::int64_t kSmallSteps = 2048;   // at once: well under a second
 
 std::size_t pitch_of(const Tensor& tensor) {
   return static_cast<std::size_t>(tensor.stride) * size_of(tensor.dtype);
@@ -34,6 +36,7 @@ class CudaBackend final : public Backend {
       throw DeviceError(
           text("cuda:", device_, " has compute capability ", major, ".x; 8.0 or newer is needed"));
     }
+    FS_CUDA(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
     stream_ = make_stream();
     staging_ = std::make_unique<Staging>();
   }
@@ -188,6 +191,15 @@ class CudaBackend final : public Backend {
     FS_CUDA(cudaGraphLaunch(found->graph.get(), stream_.get()));
   }
 
+  std::int64_t small_steps(const SmallModel& model, std::int64_t rows) override {
+    return precision_ == Precision::full && fits(model, rows, shared_bytes_) ? kSmallSteps : 0;
+  }
+
+  void take_small_steps(const SmallModel& model, const SmallBatches& batches) override {
+    use_device();
+    launch_small(model, batches, stream_.get());
+  }
+
   std::int64_t steps_in_flight() const override { return kStepsInFlight; }
 
   void poll() override {
@@ -296,6 +308,7 @@ class CudaBackend final : public Backend {
   const Precision precision_;
   const pid_t process_;
   const Poll poll_;
+  int shared_bytes_ = 0;  // that one block may have
   Stream stream_;
   std::unique_ptr<Staging> staging_;
   std::list<Recorded> graphs_;

@@ -3,6 +3,8 @@
 // members, so that the algorithms are tested where there is no GPU.
 #pragma once
 
+#include <cstring>
+
 #include "core/host_device.h"
 
 #if !defined(__CUDACC__)
@@ -25,6 +27,17 @@ class BlockTeam {
  private:
   State state_{};
 };
+
+// A member's copies into shared memory that run while it works; they are there after wait() and the end of a phase.
+class Copies {
+ public:
+  template <int kBytes>
+  __device__ __forceinline__ void start(void* shared, const void* global) {
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
+  }
+  __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+};
 #else
 template <class State>
 class SerialTeam {
@@ -37,6 +50,27 @@ class SerialTeam {
 
  private:
   std::vector<State> states_;
+};
+
+// Copies as late as they may come.
+class Copies {
+ public:
+  template <int kBytes>
+  void start(void* shared, const void* global) {
+    begun_.push_back({shared, global, kBytes});
+  }
+  void wait() {
+    for (const Begun& copy : begun_) std::memcpy(copy.to, copy.from, copy.bytes);
+    begun_.clear();
+  }
+
+ private:
+  struct Begun {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+  };
+  std::vector<Begun> begun_;
 };
 #endif
 

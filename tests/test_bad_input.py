@@ -199,7 +199,7 @@ def test_bad_sample_weights(kind: str, fitted: SparseAutoencoder) -> None:
 # Options
 
 CHOICES = ["activation", "output_activation", "penalty", "rho_hat", "loss", "loss_reduction", "solver"]
-CHOICES += ["init", "dtype", "device"]
+CHOICES += ["init", "dtype", "device", "precision"]
 NO_CHOICE = ["unknown", "", "SIGMOID", 5, None, True, b"adam", ["adam"], np.float32, ("kl",)]
 NO_INTEGER = ["3", None, 2.0, 2.5, math.nan, True, np.True_, [3], np.array([3, 4]), 10**30, 1j, {}]
 NO_NUMBER = ["0.1", b"1", None, math.nan, math.inf, -math.inf, True, np.False_, [0.1], 1j, 10**400, {}]

@@ -201,7 +201,7 @@ def refused() -> dict[str, tuple[Producer, str]]:
     return {
         "version 2": (Producer(X, major=2), "X: expected DLPack version 1, got version 2"),
         "three dimensions": (Producer(X.reshape(N, D, 1)), "X: expected one or two dimensions, got 3"),
-        "integers": (Producer(X, kind=(0, 32)), "X: expected float32, .* got elements of DLPack's type 0 with 32 bits"),
+        "integers": (Producer(X, kind=(0, 32)), "X: expected float32, .* got int32"),
         "fp8": (Producer(X, kind=(10, 8)), "X: expected float32, .* type 10 with 8 bits"),
         "vectors as elements": (Producer(X, lanes=4), "X: expected float32"),
         "every second column": (Producer(wide[:, ::2]), "X: expected rows that are contiguous .* strides of 14 and 2"),

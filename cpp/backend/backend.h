@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "backend/small_model.h"
 #include "core/arena.h"
 #include "core/tensor.h"
 #include "kernels/kernel.h"
@@ -122,6 +123,10 @@ class Backend {
   // Runs the calls of a step. A device may record them and replay the record whenever the key comes again, so
   // that between two steps of one key only memory may change, and the body must not read or wait.
   virtual void step(std::int64_t key, const std::function<void()>& body) = 0;
+  // How many steps on `rows` rows each it takes at once of a model this small; 0 where it does none, or is too small.
+  virtual std::int64_t small_steps(const SmallModel&, std::int64_t) { return 0; }
+  // Takes them. Later steps do nothing once one was not finite.
+  virtual void take_small_steps(const SmallModel&, const SmallBatches&) {}
   // Steps that may be begun before the host looks at their outcome.
   virtual std::int64_t steps_in_flight() const = 0;
 

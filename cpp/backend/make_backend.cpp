@@ -86,6 +86,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, Precision preci
 
 int num_threads() { return cpu::num_threads(); }
 void set_num_threads(int count) { cpu::set_num_threads(count); }
+void limit_threads_here(int count) { cpu::limit_threads_here(count); }
 const char* isa_name() { return cpu::isa_name(cpu::isa()); }
 const char* blas_name() { return cpu::blas_name(); }
 

@@ -14,6 +14,7 @@ std::string cuda_unavailable_reason();
 // Threads of CPU work: see cpu/pool.h.
 int num_threads();
 void set_num_threads(int count);
+void limit_threads_here(int count);
 
 // The instruction set and the BLAS that CPU work uses, for reports.
 const char* isa_name();

@@ -32,7 +32,7 @@ const char* dtype_name(DType dtype);
 // Calls the given function with the queue to which a producer may add, or null, while nothing else does.
 using WithQueue = std::function<void(const std::function<void(void*)>&)>;
 
-// The tensor of an object with __dlpack__, in place; ValueError unless it is rows of floats that lie where they are
+// The tensor of an object with __dlpack__, in place; ValueError unless it is rows of floats or int32 that lie where they are
 // wanted. The producer's work on them comes before that of the queue.
 DeviceArray from_dlpack(const std::string& name, const pybind11::object& producer, Place wanted,
                         FetchRows fetch, const WithQueue& with_queue);

@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <chrono>
+#include <memory>
 
 #include "backend/process.h"
 #include "bindings/device_array.h"
@@ -20,8 +22,19 @@ namespace {
 
 using Weights = std::optional<py::array_t<double, py::array::c_style>>;
 
+// Ends the work of other threads.
+struct Stop {
+  std::atomic<bool> wanted{false};
+};
+thread_local std::shared_ptr<const Stop> stop_of_this_thread;
+
 // Lets Python's signal handlers run, at most every 50 ms; they raise KeyboardInterrupt from here.
 void check_signals() {
+  if (stop_of_this_thread && stop_of_this_thread->wanted) {
+    py::gil_scoped_acquire gil;
+    PyErr_SetNone(PyExc_KeyboardInterrupt);
+    throw py::error_already_set();
+  }
   static thread_local std::int64_t last = 0;  // only the main thread's call has an effect
   const std::int64_t now = std::chrono::duration_cast<std::chrono::milliseconds>(
                                std::chrono::steady_clock::now().time_since_epoch())
@@ -275,6 +288,18 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_memory(engine);
   bind_rows(engine);
 
+  py::class_<Stop, std::shared_ptr<Stop>>(m, "Stop").def(py::init<>()).def("set", [](Stop& stop) {
+    stop.wanted = true;
+  });
+  m.def(
+      "become_worker",
+      [](const std::shared_ptr<Stop>& stop, int threads) {
+        limit_threads_here(threads);
+        stop_of_this_thread = stop;
+      },
+      py::arg("stop"), py::arg("threads"),
+      "The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is "
+      "set.");
   m.def("kernel_names", &kernel_names);
   m.def("devices", &devices);
   m.def("cuda_unavailable_reason", &cuda_unavailable_reason);

@@ -16,18 +16,22 @@ RowSource rows_of(const DeviceArray& x) {
           x.tensor.dtype, true};
 }
 
+// Integers only where asked for: they are no rows.
 template <class Owner>
-DeviceArray borrow(const Owner& owner, const std::string& name, const py::object& tensor) {
+DeviceArray borrow(const Owner& owner, const std::string& name, const py::object& tensor, bool integers) {
   const Backend& backend = owner.backend();
-  return from_dlpack(name, tensor, backend.place(), backend.fetch_rows(),
-                     [&](const std::function<void(void*)>& body) {
-                       if (backend.stream() == nullptr) return body(nullptr);
-                       py::gil_scoped_release release;
-                       owner.with_stream([&](void* stream) {
-                         py::gil_scoped_acquire gil;
-                         body(stream);
-                       });
-                     });
+  DeviceArray array = from_dlpack(name, tensor, backend.place(), backend.fetch_rows(),
+                                  [&](const std::function<void(void*)>& body) {
+                                    if (backend.stream() == nullptr) return body(nullptr);
+                                    py::gil_scoped_release release;
+                                    owner.with_stream([&](void* stream) {
+                                      py::gil_scoped_acquire gil;
+                                      body(stream);
+                                    });
+                                  });
+  FS_REQUIRE(integers || array.tensor.dtype != DType::i32, name,
+             ": expected float32, float64, float16 or bfloat16, got int32");
+  return array;
 }
 
 DType result_dtype(const std::string& name) {
@@ -52,7 +56,7 @@ DeviceArray empty(const Owner& owner, std::int64_t rows, std::int64_t cols, cons
 
 template <class Owner>
 void bind_memory_of(py::class_<Owner>& owner) {
-  owner.def("borrow", &borrow<Owner>, py::arg("name"), py::arg("tensor"))
+  owner.def("borrow", &borrow<Owner>, py::arg("name"), py::arg("tensor"), py::arg("integers") = false)
       .def("empty", &empty<Owner>, py::arg("rows"), py::arg("cols"), py::arg("dtype"))
       .def_property_readonly("place", [](const Owner& self) {
         const Place place = self.backend().place();

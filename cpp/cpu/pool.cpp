@@ -24,6 +24,7 @@ constexpr int kSpins = 2000;  // about the time between two products of a small 
 constexpr int kMaxThreads = 1024;
 
 std::atomic<int> requested_threads{0};
+thread_local int limit_here = 0;
 
 int positive_from_environment(const char* name) {
   const char* value = std::getenv(name);
@@ -76,6 +77,11 @@ void set_num_threads(int count) {
   FS_REQUIRE(count >= 1 && count <= kMaxThreads, "num_threads: expected an integer in [1, ", kMaxThreads,
              "], got ", count);
   requested_threads = count;
+}
+
+void limit_threads_here(int count) {
+  FS_REQUIRE(count >= 0, "threads: expected an integer >= 0, got ", count);
+  limit_here = count;
 }
 
 struct Pool::Crew {
@@ -177,7 +183,7 @@ Pool::Crew* Pool::crew(int threads) {
 }
 
 void Pool::run(std::int64_t count, const Task& task, const std::function<void()>& between) {
-  const int threads = num_threads();
+  const int threads = limit_here > 0 ? std::min(limit_here, num_threads()) : num_threads();
   if (threads > 1 && count > 1 && !busy_.exchange(true, std::memory_order_acquire)) {
     const Release release{busy_};
     return crew(threads)->run(count, task, between);

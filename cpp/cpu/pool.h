@@ -12,6 +12,8 @@ namespace fastsae::cpu {
 // else the processors this process may use (affinity and cgroup quota).
 int num_threads();
 void set_num_threads(int count);
+// At most so many for what the calling thread asks for; 0 is no limit.
+void limit_threads_here(int count);
 
 // Runs tasks on a crew of threads that is started on first use. Each thread takes a contiguous, fixed share,
 // so what a task computes never depends on who runs it. A busy pool, or one inherited by a forked child,

@@ -41,6 +41,10 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
     arena->allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
   }
   memory_ = {scalars.as<StepScalars>(), totals, cost.as<StepCost>(), log.as<StepLog>()};
+  small_ = model_->small(memory_);
+  for (std::size_t i = 0; small_ && i < model_->parameters().size(); ++i) {
+    small_->parameters[i].update = optimizer_.update(model_->parameters()[i], i, memory_);
+  }
   if (full_batch_rows_ <= 0) {
     Arena one_row;
     model_->declare_scratch(one_row, 64);
@@ -66,9 +70,8 @@ void Engine::reserve(std::int64_t rows) {
   training_ = std::move(made);
 }
 
-Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, bool fixed) {
-  const Training& scratch = *training_;
-  Batch batch{scratch.x->slice_rows(0, count), shaped(*scratch.weight, 1, count)};
+Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed) {
+  Batch batch{memory.x.slice_rows(0, count), shaped(memory.weight, 1, count)};
   const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
   const RowSource x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
   if (order == nullptr && !fixed && usable_in_place(*backend_, x, dtype_))
@@ -102,13 +105,13 @@ RowSource Engine::weight_column(const RowSource& x, const double* weights, const
   return source_of(held);
 }
 
-void Engine::write_scalars(double total, double rho_hat_decay, std::int64_t step) {
+StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t step) const {
   StepScalars scalars{};
   scalars.total = total;
   scalars.inverse_total = 1 / total;
   scalars.rho_hat_decay = rho_hat_decay;
   optimizer_.set_scalars(scalars, step);
-  backend_->write(control(Control::kScalars), &scalars);
+  return scalars;
 }
 
 void Engine::compute(const Rows& rows, bool with_gradient) {
@@ -117,7 +120,7 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
       const std::int64_t count = std::min(chunk, rows.count - done);
-      body(load(rows, done, count, false), done + count == rows.count);
+      body(load(rows, done, count, training_->batch(), false), done + count == rows.count);
       backend_->poll();
     }
   };
@@ -144,7 +147,8 @@ Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gra
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
   reserve(std::min(x.rows, full_batch_rows_));
   // An evaluation takes the mean of the rows it is given; a gradient is that of the next step.
-  write_scalars(total, with_gradient && steps_ > 0 ? rho_hat_decay_ : 0, steps_ + 1);
+  const StepScalars scalars = scalars_of(total, with_gradient ? rho_hat_decay(steps_ + 1) : 0, steps_ + 1);
+  backend_->write(control(Control::kScalars), &scalars);
   compute(all, with_gradient);
   model_->close(false);
   Cost cost;
@@ -166,7 +170,8 @@ void Engine::begin_step(const Rows& rows) {
     return;
   }
   const std::int64_t number = steps_ + static_cast<std::int64_t>(in_flight_.size()) + 1;
-  write_scalars(total, number > 1 ? rho_hat_decay_ : 0, number);
+  const StepScalars scalars = scalars_of(total, rho_hat_decay(number), number);
+  backend_->write(control(Control::kScalars), &scalars);
   reserve(std::min(rows.count, full_batch_rows_));
   const auto update = [&] {
     model_->close(true);
@@ -177,7 +182,7 @@ void Engine::begin_step(const Rows& rows) {
     compute(rows, true);
     update();
   } else {
-    const Batch batch = load(rows, 0, rows.count, !backend_->reads_host_memory());
+    const Batch batch = load(rows, 0, rows.count, training_->batch(), !backend_->reads_host_memory());
     backend_->step(training_->number << 32 | rows.count, [&] {
       model_->begin(memory_, true, true);
       model_->accumulate(batch, true);
@@ -207,9 +212,10 @@ void Engine::settle() {
 }
 
 void Engine::explain(const Cost& cost, const Rows& rows) {
+  reserve(std::min(rows.count, full_batch_rows_));
   for (std::int64_t done = 0; done < rows.count; done += training_->rows) {
     const std::int64_t count = std::min(training_->rows, rows.count - done);
-    const Tensor x = load(rows, done, count, false).x;
+    const Tensor x = load(rows, done, count, training_->batch(), false).x;
     const std::int64_t bad = backend_->first_row_outside(source_of(x), -largest(dtype_), largest(dtype_));
     if (bad < 0) continue;
     throw ValueError(text("X: row ", rows.index(done + bad), " contains NaN or infinity",
@@ -224,11 +230,17 @@ void Engine::run(const RowSource& x, const double* weights, const std::int64_t* 
                  std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
   const RowSource column = weight_column(x, weights, order, count);
-  for (std::int64_t first = 0; first < count; first += batch) {
+  for (std::int64_t first = 0; first < count;) {
     if (!lock.owns_lock()) lock.lock();
     try {
-      begin_step({x, weights, order, first, std::min(batch, count - first), column});
-      const bool last = first + batch >= count;
+      Rows next{x, weights, order, first, count - first, column};
+      std::int64_t begun = begin_small_steps(next, batch);
+      if (begun == 0) {
+        begun = next.count = std::min(batch, next.count);
+        begin_step(next);
+      }
+      first += begun;
+      const bool last = first >= count;
       if (last || static_cast<std::int64_t>(in_flight_.size()) >= backend_->steps_in_flight()) settle();
       backend_->poll();
     } catch (...) {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -80,6 +81,12 @@ class Engine {
  private:
   struct Training;  // scratch of training, for a number of rows
   struct Inference;
+  struct Staged {  // rows of many small steps
+    std::int64_t rows = 0, steps = 0;
+    Arena arena;
+    Batch batch;
+    Tensor scalars;  // [steps] of StepScalars
+  };
 
   // Rows order[first .. first + count) of x, or x's own rows without an order.
   struct Rows {
@@ -93,8 +100,9 @@ class Engine {
   };
 
   void reserve(std::int64_t rows);
-  // `fixed`: in the scratch's own memory, where a recorded step looks for it.
-  Batch load(const Rows& rows, std::int64_t done, std::int64_t count, bool fixed);
+  // Rows [done, done + count) of these, in that memory if `fixed`, else perhaps where they are: a recorded step holds
+  // addresses.
+  Batch load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed);
   // The weights as they are loaded from: a device gets them once for a whole run.
   RowSource weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
                           std::int64_t count);
@@ -102,9 +110,14 @@ class Engine {
   void compute(const Rows& rows, bool with_gradient);
   Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
   void begin_step(const Rows& rows);
+  // Begins as many steps of `batch` of these rows as the device takes at once; returns their rows, or 0.
+  std::int64_t begin_small_steps(const Rows& rows, std::int64_t batch);
+  void reserve_staged(std::int64_t rows, std::int64_t steps);
   // Waits for the steps that were begun and counts them; raises if one was not finite.
   void settle();
-  void write_scalars(double total, double rho_hat_decay, std::int64_t step);
+  StepScalars scalars_of(double total, double rho_hat_decay, std::int64_t step) const;
+  // Decay of the moving averages in a step of training; the first one starts them.
+  double rho_hat_decay(std::int64_t step) const { return step > 1 ? rho_hat_decay_ : 0; }
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows);
   std::unique_ptr<Inference> lease(std::int64_t rows) const;
@@ -121,6 +134,8 @@ class Engine {
   Arena parameters_, gradients_, state_;
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
+  std::optional<SmallModel> small_;
+  std::unique_ptr<Staged> staged_;
   std::int64_t reservations_ = 0;
   Memory weights_;  // of a run, on a device
   std::int64_t weights_room_ = 0;

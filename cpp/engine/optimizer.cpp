@@ -39,28 +39,29 @@ void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
 
 void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory& memory) {
   updates_.clear();
-  with_named<OptimizerSteps>("optimizer", step_name(spec_.name), [&](auto kind) {
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      const Parameter& p = parameters[i];
-      const auto [first, second] = moments_[i];
-      const double decay = spec_.name == "adamw" && p.decays ? spec_.weight_decay : 0.0;
-      const OptimizerConstants constants{spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
-      with_scalar(p.value->dtype, [&](auto s) {
-        using S = decltype(s);
-        const auto moment = [](const Tensor* tensor) {
-          return tensor != nullptr ? tensor->view<S>() : View<S>{};
-        };
-        const Update<S, decltype(kind)> update{p.gradient->view<const S>(),
-                                               moment(first),
-                                               moment(second),
-                                               constants,
-                                               memory.scalars,
-                                               memory.log};
-        updates_.push_back({*p.value, as_kernel(update)});
-      });
-    }
-  });
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    updates_.push_back({*parameters[i].value, update(parameters[i], i, memory)});
   backend_.map_each(updates_);
+}
+
+Kernel Optimizer::update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const {
+  const auto [first, second] = moments_[index];
+  const double decay = spec_.name == "adamw" && parameter.decays ? spec_.weight_decay : 0.0;
+  const OptimizerConstants constants{spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
+  Kernel kernel{};
+  with_named<OptimizerSteps>(
+      "optimizer", step_name(spec_.name), [&, first = first, second = second](auto kind) {
+        with_scalar(parameter.value->dtype, [&](auto s) {
+          using S = decltype(s);
+          const auto moment = [](const Tensor* tensor) {
+            return tensor != nullptr ? tensor->view<S>() : View<S>{};
+          };
+          kernel =
+              as_kernel(Update<S, decltype(kind)>{parameter.gradient->view<const S>(), moment(first),
+                                                  moment(second), constants, memory.scalars, memory.log});
+        });
+      });
+  return kernel;
 }
 
 }  // namespace fastsae

@@ -24,6 +24,8 @@ class Optimizer {
   // What the update of step number `step`, which counts from 1, takes from the host.
   void set_scalars(StepScalars& scalars, std::int64_t step) const;
   void apply(const std::vector<Parameter>& parameters, const StepMemory& memory);
+  // The update of the parameter at this place of the list.
+  Kernel update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const;
 
   double learning_rate() const { return spec_.learning_rate; }
   void set_learning_rate(double rate) { spec_.learning_rate = rate; }

@@ -56,6 +56,7 @@ struct Engine::Training {
   Arena arena;
   Tensor* x = nullptr;
   Tensor* weight = nullptr;
+  Batch batch() const { return {*x, *weight}; }
 };
 
 // Three work tensors, a code, a staged input and a staged output, for one call at a time.

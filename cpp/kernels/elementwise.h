@@ -57,6 +57,7 @@ struct Update {
   static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
+  static constexpr int moments = Step::moments;
   View<const S> gradient;
   View<S> m, v;  // only as many as the optimiser has
   OptimizerConstants constants;

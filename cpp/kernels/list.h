@@ -35,14 +35,24 @@ struct CrossLists<Template, S, TypeList<Fs...>, Ts> {
 template <template <class, class, class> class Template, class S, class Ts>
 using Cross = typename CrossLists<Template, S, Activations, Ts>::type;
 
+// What may stand in one place of a step.
+template <class S>
+using ActivateKernels = Cross<Activate, S, ElementPenalties>;
+template <class S>
+using HiddenDeltaKernels = Cross<HiddenDelta, S, ElementPenalties>;
+template <class S>
+using OutputDeltaKernels =
+    Concat<Cross<OutputDelta, S, TypeList<SquaredError>>, TypeList<OutputDelta<S, Sigmoid, CrossEntropy>>>;
+template <class S>
+using KlColumnKernels = TypeList<KlColumn<S, Sigmoid>, KlColumn<S, Tanh>>;
+template <class S>
+using UpdateKernels = Apply<Update, S, OptimizerSteps>;
+
 template <class S>
 using KernelsOf =
-    Concat<Apply<Infer, S, Activations>, Cross<Activate, S, ElementPenalties>,
-           Cross<HiddenDelta, S, ElementPenalties>, Cross<OutputDelta, S, TypeList<SquaredError>>,
-           Cross<RowLoss, S, TypeList<SquaredError>>,
-           TypeList<OutputDelta<S, Sigmoid, CrossEntropy>, RowLoss<S, Sigmoid, CrossEntropy>,
-                    KlColumn<S, Sigmoid>, KlColumn<S, Tanh>, DecayedGradient<S>, BiasGradient<S>>,
-           Apply<Update, S, OptimizerSteps>>;
+    Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
+           Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
+           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>>, UpdateKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat>>;
 

@@ -141,11 +141,9 @@ class Layered final : public Model {
       sums.push_back({layer.weight_sums->slice_rows(1, 1), 1, &totals->squared_weights});
     }
     backend_.add_totals(sums);
-    const CloseStep closing{totals,        memory_.scalars, memory_.cost, logged ? memory_.log : nullptr,
-                            loss_factor(), decay() / 2};
     Tensor one = memory_.totals;
     one.cols = 1;
-    backend_.map(one, as_kernel(closing), {});
+    backend_.map(one, closing(memory_, logged), {});
   }
 
   void commit() override {
@@ -156,6 +154,28 @@ class Layered final : public Model {
   }
 
   const std::vector<Parameter>& parameters() const override { return parameters_; }
+
+  std::optional<SmallModel> small(const StepMemory& memory) const override {
+    if (layers_.size() != 2 || spec_.tied) return std::nullopt;
+    const Layer& hidden = layers_[0];
+    const double beta = hidden.has_penalty() ? hidden.spec.beta : 0.0;
+    SmallModel small{};
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      small.parameters[i] = {*parameters_[i].value, *parameters_[i].gradient, {}};
+    }
+    small.activate = hidden.kernels.activate({}, {});
+    small.hidden_delta = hidden.kernels.delta({}, {}, {}, nullptr, beta);
+    small.output_delta = output_.delta({}, {}, {}, nullptr, loss_factor());
+    if (hidden.has_kl())
+      small.kl_column = hidden.kernels.kl_column({}, {}, {}, nullptr, hidden.spec.rho, hidden.spec.beta);
+    for (int i = 0; i < 2; ++i) small.decayed[i] = decayed(layers_[i], decay());
+    small.close = closing(memory, true);
+    (hidden.has_kl() ? small.kl_beta : small.element_beta) = beta;
+    if (hidden.rho_hat != nullptr) small.rho_hat = *hidden.rho_hat;
+    small.cost = memory.cost;
+    small.log = memory.log;
+    return small;
+  }
 
   std::int64_t code_width() const override {
     return spec_.code_layer == 0 ? spec_.n_features : layers_[spec_.code_layer - 1].spec.units;
@@ -252,6 +272,11 @@ class Layered final : public Model {
       using S = decltype(s);
       return as_kernel(DecayedGradient<S>{layer.linear.weight->view<const S>(), static_cast<S>(decay)});
     });
+  }
+
+  Kernel closing(const StepMemory& memory, bool logged) const {
+    return as_kernel(CloseStep{memory.as_totals(), memory.scalars, memory.cost, logged ? memory.log : nullptr,
+                               loss_factor(), decay() / 2});
   }
 
   Kernel bias_gradient(const Tensor& sums) const {

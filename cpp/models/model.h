@@ -3,10 +3,12 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/small_model.h"
 #include "kernels/step.h"
 
 namespace fastsae {
@@ -76,6 +78,8 @@ class Model {
   virtual void commit() = 0;
 
   virtual const std::vector<Parameter>& parameters() const = 0;
+  // The model as plain data, without the optimiser's updates, if it is of that kind.
+  virtual std::optional<SmallModel> small(const StepMemory& memory) const = 0;
   virtual std::int64_t code_width() const = 0;
 
   // Inference, safe from many threads. `work` points to three tensors of at least [rows x widest()].

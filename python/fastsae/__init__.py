@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastsae.gradient_check import check_gradient
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.topk import TopKEncoder
+    from fastsae.sweeps import sweep
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOMES = {
     "get_num_threads": "process",
     "load": "checkpoint",
     "set_num_threads": "process",
+    "sweep": "sweeps",
 }
 _MODULES = ("metrics", "plots", "reference")
 
@@ -60,6 +62,7 @@ __all__ = [
     "plots",
     "reference",
     "set_num_threads",
+    "sweep",
 ]
 
 

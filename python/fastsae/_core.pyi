@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
+<<<<<<< HEAD
 import typing_extensions
 __all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'TopKEncoder', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+=======
+__all__: list[str] = ['DeviceError', 'Engine', 'Stop', 'become_worker', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+>>>>>>> tiny
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -106,6 +110,7 @@ class Engine:
     @steps.setter
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+<<<<<<< HEAD
 class TopKEncoder:
     def __init__(self, weight: numpy.ndarray, bias: numpy.ndarray | None, k: typing.SupportsInt | typing.SupportsIndex, device: str, dtype: str, precision: str) -> None:
         ...
@@ -122,6 +127,17 @@ class TopKEncoder:
     @property
     def place(self) -> tuple[int, int]:
         ...
+=======
+class Stop:
+    def __init__(self) -> None:
+        ...
+    def set(self) -> None:
+        ...
+def become_worker(stop: Stop, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is set.
+    """
+>>>>>>> tiny
 def blas() -> str:
     ...
 def cuda_unavailable_reason() -> str:

@@ -110,7 +110,7 @@ class Core(Protocol):
     def place(self) -> tuple[int, int]:
         """DLPack's type and number of the device."""
 
-    def borrow(self, name: str, tensor: object) -> DeviceArray:
+    def borrow(self, name: str, tensor: object, integers: bool = False) -> DeviceArray:
         """A tensor of the device where it is."""
 
     def empty(self, rows: int, cols: int, dtype: str) -> DeviceArray:
@@ -143,7 +143,7 @@ def target_for(core: Core, name: str, out: Any, shape: tuple[int, int], dtype: s
     if isinstance(out, DeviceArray):
         return out
     if hasattr(out, "__dlpack__") and not isinstance(out, np.ndarray):
-        return core.borrow(name, out)
+        return core.borrow(name, out, dtype == "int32")
     if (
         not isinstance(out, np.ndarray)
         or out.shape != shape

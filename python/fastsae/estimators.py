@@ -22,7 +22,7 @@ from fastsae.engine import Engine
 from fastsae.initializers import initialize
 from fastsae.process import devices
 from fastsae.stores import ArrayStore
-from fastsae.trainer import Callback, Trainer, TrainerState, check_combination, check_values
+from fastsae.trainer import Callback, Progress, Trainer, TrainerState, check_combination, check_values
 
 Array = NDArray[Any]
 
@@ -236,14 +236,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         KeyboardInterrupt
             On Ctrl-C; the model is usable, and `resume` goes on.
         """
-        training = self._training_config()
-        with self._unchanged_on_error():
-            X, weights = self._validate(X, sample_weight, reset=True)
-            config = self._config(X.shape[1])
-            check_combination(config, training, X)
-            self._start(config, training, X.shape[0])
-            store, weights = self._store(X, weights)
-        return self._train(store, weights, training, training.max_epochs)
+        return self._fit(X, sample_weight)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> SparseAutoencoder:
         """Train one more pass over these rows: for data that comes in pieces. See `fit`.
@@ -436,6 +429,16 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             _checkpoint.check_target(self.checkpoint)
         return training
 
+    def _fit(self, X: Any, sample_weight: ArrayLike | None, progress: Progress | None = None) -> SparseAutoencoder:
+        training = self._training_config()
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=True)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X)
+            self._start(config, training, X.shape[0])
+            store, weights = self._store(X, weights)
+        return self._train(store, weights, training, training.max_epochs, progress)
+
     def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
         """Take a new engine with first weights."""
         try:
@@ -476,7 +479,12 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_features_in_ = engine.config.n_features
 
     def _train(
-        self, store: ArrayStore, weights: NDArray[np.float64] | None, training: TrainingConfig, until: int
+        self,
+        store: ArrayStore,
+        weights: NDArray[np.float64] | None,
+        training: TrainingConfig,
+        until: int,
+        progress: Progress | None = None,
     ) -> SparseAutoencoder:
         path = self.checkpoint
         save = None if path is None else lambda: self.save(path)
@@ -488,6 +496,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             save=save,
             save_every=self.checkpoint_every,
             verbose=bool(self.verbose),
+            progress=progress,
         ).run(store, weights, until)
         return self
 

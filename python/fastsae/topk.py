@@ -134,7 +134,8 @@ class TopKEncoder:
         if isinstance(values, np.ndarray) and isinstance(indices, np.ndarray) and np.may_share_memory(values, indices):
             raise ValueError("out: expected memory of its own for each array, got memory that both use")
         self._core.encode(rows, values, indices)
-        return (values, indices) if out is None else out
+        # What was given is given back, also where it is a tensor of another library.
+        return values if to_values is None else to_values, indices if to_indices is None else to_indices
 
     def __getstate__(self) -> dict[str, Any]:
         names = self._core.names()

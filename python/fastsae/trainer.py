@@ -21,6 +21,8 @@ from fastsae.stores import ArrayStore
 Weights = NDArray[np.float64] | None
 #: Called after each epoch with that epoch's history; True stops the training.
 Callback = Callable[[dict[str, float]], bool | None]
+#: Makes a progress bar from its total and its unit.
+Progress = Callable[[int, str], Any]
 
 _COST_PARTS = ("loss", "reconstruction", "penalty", "decay")
 _SUMS = ("reconstruction", "penalty", "decay", "gradient_norm", "weight")
@@ -124,6 +126,8 @@ class Trainer:
         Writes a checkpoint; called every `save_every` epochs and when training ends, however it ends.
     verbose : bool
         Show a progress bar if training takes more than a second and stderr is a terminal.
+    progress : callable, optional
+        Takes the place of that bar; see :data:`Progress`.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Trainer:
         save: Callable[[], None] | None = None,
         save_every: int = 1,
         verbose: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         self.engine = engine
         self.training = training
@@ -144,6 +149,7 @@ class Trainer:
         self._save = save
         self._save_every = save_every
         self._verbose = verbose
+        self._bar = progress
         # Rows and sums when the piece in work began; None between pieces.
         self._began: tuple[int, dict[str, float]] | None = None
 
@@ -326,6 +332,8 @@ class Trainer:
         return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
     def _progress(self, total: int, unit: str) -> Any:
+        if self._bar is not None:
+            return self._bar(total, unit)
         return tqdm(total=total, unit=unit, delay=1, disable=None if self._verbose else True, desc="fastsae")
 
 

@@ -1,0 +1,35 @@
+// Many steps of a small model in one launch of one block.
+#include "check.h"
+#include "passes.h"
+#include "small.h"
+
+namespace fastsae::cuda {
+namespace {
+
+// What a launch may be given on every driver.
+static_assert(sizeof(SmallModel) + sizeof(SmallLayout) + sizeof(SmallBatches) <= 4096);
+
+template <class S>
+__global__ void __launch_bounds__(SmallTeam::members, 1)
+    small_kernel(const __grid_constant__ SmallModel model, const __grid_constant__ SmallLayout layout,
+                 const __grid_constant__ SmallBatches batches) {
+  extern __shared__ std::byte memory[];
+  using Steps = SmallSteps<S>;
+  BlockTeam<typename Steps::State> team;
+  Steps(model, layout, batches, memory).run(team);
+}
+
+}  // namespace
+
+void launch_small(const SmallModel& model, const SmallBatches& batches, cudaStream_t stream) {
+  const SmallLayout layout(model, batches.rows);
+  const auto bytes = static_cast<int>(layout.bytes);
+  with_scalar(model.dtype(), [&](auto s) {
+    const auto kernel = small_kernel<decltype(s)>;
+    FS_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<1, SmallTeam::members, static_cast<std::size_t>(bytes), stream>>>(model, layout, batches);
+  });
+  FS_CUDA(cudaGetLastError());
+}
+
+}  // namespace fastsae::cuda

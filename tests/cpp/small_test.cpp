@@ -1,0 +1,321 @@
+// Many steps of a small model at once, as a GPU takes them in one launch, played by one thread: whole trainings must
+// give what the CPU backend gives.
+#include "small.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace {
+
+using namespace fastsae;
+using namespace fastsae::cuda;
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// The CPU, but steps go through the small path: `most` at once, from rows that are no view of the caller's.
+class SmallDevice final : public Backend {
+ public:
+  explicit SmallDevice(std::int64_t most) : most_(most) {}
+  std::int64_t small_steps(const SmallModel& model, std::int64_t rows) override {
+    return fits(model, rows, 4 << 20) ? most_ : 0;
+  }
+  void take_small_steps(const SmallModel& model, const SmallBatches& batches) override {
+    with_scalar(model.dtype(), [&](auto s) { take<decltype(s)>(model, batches); });
+    steps_taken += batches.steps;
+    ++launches;
+  }
+  bool reads_host_memory() const override { return false; }
+  bool wants_shadows() const override { return false; }
+  Memory allocate(std::size_t bytes) override { return cpu_->allocate(bytes); }
+  void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
+    cpu_->product(a, b, out, accumulate, kernel, sums);
+  }
+  void map(Tensor out, const Kernel& kernel, Sums sums) override { cpu_->map(out, kernel, sums); }
+  void encode_select(const Selection& selection) override { cpu_->encode_select(selection); }
+  void copy(Tensor to, Tensor from) override { cpu_->copy(to, from); }
+  void fill(Tensor to, double value) override { cpu_->fill(to, value); }
+  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
+    cpu_->gather(source, order, out);
+  }
+  void read(const Tensor& from, void* to) override { cpu_->read(from, to); }
+  void write(const Tensor& to, const void* from) override { cpu_->write(to, from); }
+  void map_each(std::span<const Mapped> items) override { cpu_->map_each(items); }
+  void add_totals(std::span<const Total> totals) override { cpu_->add_totals(totals); }
+  Place place() const override { return cpu_->place(); }
+  void* stream() const override { return nullptr; }
+  void finish() noexcept override {}
+  std::size_t free_memory() const override { return cpu_->free_memory(); }
+  FetchRows fetch_rows() const override { return cpu_->fetch_rows(); }
+  std::int64_t first_row_outside(const RowSource& x, double low, double high) override {
+    return cpu_->first_row_outside(x, low, high);
+  }
+  void step(std::int64_t key, const std::function<void()>& body) override {
+    ++general_steps;
+    cpu_->step(key, body);
+  }
+  std::int64_t steps_in_flight() const override { return 4; }
+  void poll() override {}
+
+  std::int64_t steps_taken = 0, launches = 0, general_steps = 0;
+
+ private:
+  template <class S>
+  void take(const SmallModel& model, const SmallBatches& batches) {
+    const SmallLayout layout(model, batches.rows);
+    const auto bytes = static_cast<std::size_t>(layout.bytes);
+    check(bytes % 16 == 0, "the layout is whole 16 bytes");
+    const Memory memory(std::aligned_alloc(16, bytes), [](void* p) { std::free(p); });
+    std::memset(memory.get(), 0xff, bytes);  // NaN: nothing may be read that was not written
+    SerialTeam<typename SmallSteps<S>::State> team(SmallTeam::members);
+    SmallSteps<S>(model, layout, batches, static_cast<std::byte*>(memory.get())).run(team);
+  }
+
+  const std::unique_ptr<Backend> cpu_ = make_backend("cpu", Precision::full, {});
+  const std::int64_t most_;
+};
+
+// Numbers in (0, 1), the same on every machine.
+std::vector<double> numbers(std::int64_t count, std::uint32_t state) {
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (double& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = (static_cast<double>(state >> 8) + 0.5) / (1 << 24);
+  }
+  return values;
+}
+
+struct Case {
+  const char* activation = "sigmoid";
+  const char* penalty = "kl";
+  const char* output = "sigmoid";
+  const char* loss = "squared_error";
+  const char* optimizer = "adam";
+  bool moving = false;
+  std::int64_t features = 9, hidden = 5, rows = 47, batch = 10;
+  bool weighted = true;
+
+  std::string name() const {
+    return text(activation, " ", penalty, " ", output, " ", loss, " ", optimizer, moving ? " moving " : " ",
+                features, "-", hidden, " batch ", batch, " of ", rows);
+  }
+};
+
+std::unique_ptr<Engine> engine_of(const Case& c, DType dtype, std::unique_ptr<Backend> backend) {
+  ModelSpec spec{};
+  spec.n_features = c.features;
+  spec.layers = {{c.hidden, c.activation, c.penalty, 0.3, 0.1}, {c.features, c.output, "none", 0.0, 0.1}};
+  spec.code_layer = 1;
+  spec.loss = c.loss;
+  spec.loss_reduction = "mean";
+  spec.weight_decay = 1e-2;
+  spec.decoupled_decay = std::string(c.optimizer) == "adamw";
+  spec.moving_rho_hat = c.moving;
+  spec.rho_hat_decay = 0.8;
+  spec.dtype = dtype;
+  auto engine = std::make_unique<Engine>(spec, OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-2},
+                                         std::move(backend), 0);
+  std::uint32_t seed = 7;
+  for (const char* name : {"W1", "b1", "W2", "b2"}) {
+    std::vector<double> values = numbers(engine->tensor(name).size(), ++seed);
+    for (double& value : values) value = 0.6 * (value - 0.5);
+    const std::vector<float> floats(values.begin(), values.end());
+    engine->write(name, dtype == DType::f32 ? static_cast<const void*>(floats.data()) : values.data());
+  }
+  return engine;
+}
+
+std::vector<double> values_of(const Engine& engine, const std::string& name) {
+  const auto size = static_cast<std::size_t>(engine.tensor(name).size());
+  std::vector<double> values(size);
+  if (engine.tensor(name).dtype == DType::f64) {
+    engine.read(name, values.data());
+  } else {
+    std::vector<float> floats(size);
+    engine.read(name, floats.data());
+    values.assign(floats.begin(), floats.end());
+  }
+  return values;
+}
+
+// Of parameters, moments, averages and, on demand, gradients; NaN where one has it.
+double largest_difference(const Engine& a, const Engine& b, bool gradients = true) {
+  double largest = 0;
+  for (const std::string& name : a.names()) {
+    if (!gradients && name.rfind("gradient", 0) == 0) continue;
+    const std::vector<double> x = values_of(a, name), y = values_of(b, name);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double difference = std::fabs(x[i] - y[i]);
+      if (!(difference <= largest)) largest = difference;
+    }
+  }
+  return largest;
+}
+
+bool same_metrics(const Metrics& a, const Metrics& b, double tolerance) {
+  const auto close = [&](double x, double y) { return std::fabs(x - y) <= tolerance * (1 + std::fabs(y)); };
+  return a.steps == b.steps && a.rows == b.rows && close(a.weight, b.weight) &&
+         close(a.sums.reconstruction, b.sums.reconstruction) && close(a.sums.penalty, b.sums.penalty) &&
+         close(a.sums.decay, b.sums.decay) && close(a.sums.gradient_norm, b.sums.gradient_norm);
+}
+
+// The rows of a case in an order of their own, for some epochs. float: the drift of a few steps, from 24 bits.
+void trains_as_the_cpu(const Case& c, DType dtype = DType::f64, std::int64_t most = 3) {
+  const double tolerance = dtype == DType::f64 ? 1e-12 : 1e-4;
+  auto device = std::make_unique<SmallDevice>(most);
+  const SmallDevice& small_device = *device;
+  const auto small = engine_of(c, dtype, std::move(device));
+  const auto cpu = engine_of(c, dtype, make_backend("cpu", Precision::full, {}));
+  const std::vector<double> data = numbers(c.rows * c.features, 1), weights = numbers(c.rows, 2);
+  const std::vector<float> floats(data.begin(), data.end());
+  const bool f32 = dtype == DType::f32;
+  const RowSource x{f32 ? static_cast<const void*>(floats.data()) : data.data(), c.rows, c.features,
+                    c.features * (f32 ? 4 : 8), dtype};
+  std::vector<std::int64_t> order(static_cast<std::size_t>(c.rows));
+  for (std::int64_t i = 0; i < c.rows; ++i) order[static_cast<std::size_t>(i)] = (i * 5 + 3) % c.rows;
+  for (Engine* engine : {small.get(), cpu.get()}) {
+    for (int epoch = 0; epoch < 3; ++epoch)
+      engine->run(x, c.weighted ? weights.data() : nullptr, order.data(), c.rows, c.batch);
+  }
+  const std::int64_t steps = 3 * ((c.rows + c.batch - 1) / c.batch);
+  check(small->steps() == steps && cpu->steps() == steps, c.name() + ": steps");
+  check(small_device.steps_taken == steps && small_device.general_steps == 0,
+        c.name() + ": all steps are small");
+  const double difference = largest_difference(*small, *cpu);
+  check(difference < tolerance, text(c.name(), ": parameters, state and gradients differ by ", difference));
+  check(same_metrics(small->metrics(), cpu->metrics(), tolerance), c.name() + ": metrics");
+}
+
+void every_formula() {
+  const char* activations[] = {"sigmoid", "tanh", "relu", "softplus", "identity"};
+  for (const char* activation : activations) {
+    const bool bounded = std::string(activation) == "sigmoid" || std::string(activation) == "tanh";
+    for (const char* penalty : {"none", "l1", "log", "kl"}) {
+      if (!bounded && std::string(penalty) == "kl") continue;
+      for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}) {
+        for (const char* output : activations) {
+          Case c{activation, penalty, output, "squared_error", optimizer};
+          trains_as_the_cpu(c);
+          if (std::string(output) != "sigmoid") continue;
+          c.loss = "cross_entropy";
+          trains_as_the_cpu(c);
+          c.moving = std::string(penalty) == "kl";
+          if (c.moving) trains_as_the_cpu(c);
+        }
+      }
+    }
+  }
+}
+
+void every_size() {
+  const std::int64_t sizes[][4] = {{1, 1, 1, 1},   {1, 1, 7, 3},       {64, 25, 250, 100},
+                                   {4, 4, 16, 4},  {33, 17, 70, 13},   {3, 70, 131, 65},
+                                   {70, 2, 12, 5}, {130, 37, 300, 150}};
+  for (const auto& [features, hidden, rows, batch] : sizes) {
+    Case c;
+    c.features = features, c.hidden = hidden, c.rows = rows, c.batch = batch, c.moving = true;
+    trains_as_the_cpu(c);
+    c.weighted = false;
+    trains_as_the_cpu(c, DType::f64, 1000);
+    trains_as_the_cpu(c, DType::f32);
+  }
+}
+
+// The bad row is in the 6th of 10 steps, alone in its launch or among others: five steps count, no later one does.
+void a_bad_row_stops_the_steps_after_it(std::int64_t most) {
+  Case c;
+  c.moving = true, c.rows = 100;
+  const auto small = engine_of(c, DType::f64, std::make_unique<SmallDevice>(most));
+  const auto alone = engine_of(c, DType::f64, std::make_unique<SmallDevice>(most));
+  std::vector<double> data = numbers(c.rows * c.features, 1);
+  const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
+  alone->run(x, nullptr, nullptr, 50, 10);
+  const double good = data[54 * 9 + 3];
+  data[54 * 9 + 3] = std::nan("");
+  std::string message;
+  try {
+    small->run(x, nullptr, nullptr, 100, 10);
+  } catch (const ValueError& error) {
+    message = error.what();
+  }
+  check(message.find("row 54") != std::string::npos, "the bad row is named: " + message);
+  check(small->steps() == 5 && small->metrics().rows == 50, "the steps before it count");
+  check(same_metrics(small->metrics(), alone->metrics(), 0), "their costs, and no other");
+  check(largest_difference(*small, *alone, false) == 0, "the model is that of the last good step");
+  data[54 * 9 + 3] = good;
+  for (Engine* engine : {small.get(), alone.get()}) engine->run(x, nullptr, nullptr, 100, 10);
+  check(small->steps() == 15 && largest_difference(*small, *alone) == 0, "training goes on after it");
+}
+
+// Batches without weight are no steps, wherever they are.
+void weightless_batches_are_skipped() {
+  Case c;
+  c.rows = 60;
+  const auto small = engine_of(c, DType::f64, std::make_unique<SmallDevice>(100));
+  const auto cpu = engine_of(c, DType::f64, make_backend("cpu", Precision::full, {}));
+  const std::vector<double> data = numbers(c.rows * c.features, 1);
+  std::vector<double> weights = numbers(c.rows, 2);
+  for (std::size_t i : {0, 20, 30, 50})
+    std::fill_n(weights.begin() + static_cast<std::ptrdiff_t>(i), 10, 0.0);
+  const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
+  for (Engine* engine : {small.get(), cpu.get()}) engine->run(x, weights.data(), nullptr, 60, 10);
+  check(small->steps() == 2 && small->metrics().rows == 60, "two batches have weight");
+  check(largest_difference(*small, *cpu) < 1e-12, "batches without weight change nothing");
+}
+
+// What is too large, or of another kind, goes the general way.
+void others_take_the_general_path() {
+  Case c;
+  c.features = 300, c.hidden = 600;
+  auto device = std::make_unique<SmallDevice>(100);
+  const SmallDevice& seen = *device;
+  const auto large = engine_of(c, DType::f64, std::move(device));
+  const std::vector<double> data = numbers(c.rows * c.features, 1);
+  large->run({data.data(), c.rows, c.features, c.features * 8, DType::f64}, nullptr, nullptr, c.rows,
+             c.batch);
+  check(seen.steps_taken == 0 && seen.general_steps == 5 && large->steps() == 5, "a large model");
+}
+
+// 64-25-64 with Adam and batches of 100 fits where a block may have 163 KiB; by hand: 4 times the parameters, two
+// batches and two hidden ones.
+void sizes_are_those_of_the_parts() {
+  SmallModel model{};
+  const std::int64_t shapes[][2] = {{25, 64}, {1, 25}, {64, 25}, {1, 64}};
+  for (int i = 0; i < 4; ++i) {
+    SmallParameter& p = model.parameters[i];
+    p.value.rows = shapes[i][0], p.value.cols = shapes[i][1], p.value.dtype = DType::f32;
+    p.update = as_kernel(Update<float, AdamStep>{});
+  }
+  const std::int64_t bytes = SmallLayout(model, 100).bytes;
+  const std::int64_t parts = 4 * (4 * (28 * 68 + 25 + 64 * 28 + 64) + 2 * 100 * 68 + 2 * 100 * 28);
+  check(bytes > parts && bytes < parts + 24000, text("64-25-64: ", bytes, " bytes, its parts ", parts));
+  check(fits(model, 100, bytes) && !fits(model, 100, bytes - 1), "the limit");
+  check(bytes <= 163 << 10, "64-25-64 fits into 163 KiB");
+  check(!fits(model, 5000, std::numeric_limits<std::int64_t>::max()), "many rows");
+  model.parameters[0].value.cols = std::int64_t{1} << 40;
+  check(!fits(model, 100, std::numeric_limits<std::int64_t>::max()), "a width beyond any memory");
+}
+
+}  // namespace
+
+int main() {
+  every_formula();
+  every_size();
+  for (const std::int64_t most : {1, 4, 6, 100}) a_bad_row_stops_the_steps_after_it(most);
+  weightless_batches_are_skipped();
+  others_take_the_general_path();
+  sizes_are_those_of_the_parts();
+  std::printf("%s\n", failures == 0 ? "small: all checks passed" : "small: FAILED");
+  return failures == 0 ? 0 : 1;
+}
