@@ -1,11 +1,22 @@
 // A team of threads that works in phases: every thread runs a phase before any thread runs the next one.
 // Block algorithms are templates over it. On the device a team is a block; on the host one thread plays all its
 // members, so that the algorithms are tested where there is no GPU.
+//
+// phase(run)          run(member, state) for all members, then a barrier
+// each(run)           the same without the barrier
+// warp(run)           run(lanes) for each 32 members that act together: what it does with them is a tensor core's
+// copy<bytes>(...)    begins a copy of 4 or 16 bytes into shared memory; those from `valid` on become zero
+// commit()            ends a group of copies
+// arrive<later>()     a barrier that waits for all groups but the `later` latest
 #pragma once
 
 #include "core/host_device.h"
 
-#if !defined(__CUDACC__)
+#if defined(__CUDACC__)
+#include <cstdint>
+#else
+#include <cstring>
+#include <deque>
 #include <vector>
 #endif
 
@@ -16,9 +27,33 @@ namespace fastsae::cuda {
 template <class State>
 class BlockTeam {
  public:
-  template <class Phase>
-  __device__ __forceinline__ void phase(const Phase& run) {
+  template <class Run>
+  __device__ __forceinline__ void phase(const Run& run) {
+    each(run);
+    __syncthreads();
+  }
+  template <class Run>
+  __device__ __forceinline__ void each(const Run& run) {
     run(static_cast<int>(threadIdx.x), state_);
+  }
+  template <class Run>
+  __device__ __forceinline__ void warp(const Run& run) {
+    run(state_);
+  }
+  template <int bytes>
+  __device__ __forceinline__ void copy(void* to, const void* from, int valid) {
+    const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+    if constexpr (bytes == 16)  // .cg: not through the first cache
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(valid)
+                   : "memory");
+    else
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(from), "r"(valid)
+                   : "memory");
+  }
+  __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  template <int later>
+  __device__ __forceinline__ void arrive() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
     __syncthreads();
   }
 
@@ -30,13 +65,46 @@ template <class State>
 class SerialTeam {
  public:
   explicit SerialTeam(int size) : states_(size) {}
-  template <class Phase>
-  void phase(const Phase& run) {
+  template <class Run>
+  void phase(const Run& run) {
+    each(run);
+  }
+  template <class Run>
+  void each(const Run& run) {
     for (int member = 0; member < static_cast<int>(states_.size()); ++member) run(member, states_[member]);
+  }
+  template <class Run>
+  void warp(const Run& run) {
+    for (std::size_t first = 0; first < states_.size(); first += 32) run(&states_[first]);
+  }
+  template <int bytes>
+  void copy(void* to, const void* from, int valid) {
+    open_.push_back({to, from, bytes, valid});
+  }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  // As late as the device may: what is read too early is not there.
+  template <int later>
+  void arrive() {
+    for (; groups_.size() > later; groups_.pop_front()) {
+      for (const Copy& copy : groups_.front()) {
+        std::memcpy(copy.to, copy.from, copy.valid);
+        std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+      }
+    }
   }
 
  private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes, valid;
+  };
   std::vector<State> states_;
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy> > groups_;
 };
 #endif
 
