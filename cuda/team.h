@@ -10,13 +10,15 @@
 // arrive<later>()     a barrier that waits for all groups but the `later` latest
 #pragma once
 
+#include <cstdint>
+
 #include "core/host_device.h"
 
-#if defined(__CUDACC__)
-#include <cstdint>
-#else
+#if !defined(__CUDACC__)
 #include <cstring>
 #include <deque>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 #endif
 
@@ -79,6 +81,8 @@ class SerialTeam {
   }
   template <int bytes>
   void copy(void* to, const void* from, int valid) {
+    const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if (places % bytes != 0) throw std::logic_error("a copy that a device would refuse: it is not aligned");
     open_.push_back({to, from, bytes, valid});
   }
   void commit() {

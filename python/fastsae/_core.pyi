@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['DeviceError', 'Engine', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+__all__: list[str] = ['DeviceError', 'Engine', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -53,6 +53,8 @@ class Engine:
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 def blas() -> str:
+    ...
+def cuda_blas() -> str:
     ...
 def cuda_unavailable_reason() -> str:
     ...
