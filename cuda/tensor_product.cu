@@ -1,5 +1,5 @@
-// Products on tensor cores with the kernel in their epilogue. The sums of a tile are compiled once for each format
-// and tile, and the epilogues follow by number: a main loop for each kernel of the list would take minutes.
+// Products on tensor cores with the kernel in their epilogue. The sums are compiled once for each tile, and the
+// epilogues follow by number: a main loop for each kernel of the list would take minutes.
 #include <cstring>
 
 #include "kernels/list.h"
@@ -27,15 +27,19 @@ __device__ __forceinline__ void with_epilogue(TypeList<Ks...>, int index, const 
   (consider(static_cast<Ks*>(nullptr)), ...);
 }
 
-template <class Cores, class Shape>
+// Both formats in one kernel, so that their epilogues are one.
+template <class Shape>
 __global__ void __launch_bounds__(Shape::members)
     tensor_kernel(const __grid_constant__ Kernel kernel, Strided<float> a, Strided<float> b,
-                  std::int64_t inner, bool accumulate, Out<float> out, std::int64_t rows, std::int64_t cols,
-                  double* partial) {
+                  std::int64_t inner, bool bf16, bool accumulate, Out<float> out, std::int64_t rows,
+                  std::int64_t cols, double* partial) {
   __shared__ TensorShared<Shape> shared;
   BlockTeam<TensorState<Shape>> team;
   const Tile tile{std::int64_t{blockIdx.x} * Shape::tile, std::int64_t{blockIdx.y} * Shape::tile, rows, cols};
-  sum_tile<Cores, Shape>(team, a, b, inner, tile, shared);
+  if (bf16)
+    sum_tile<Bf16Cores, Shape>(team, a, b, inner, tile, shared);
+  else
+    sum_tile<Tf32Cores, Shape>(team, a, b, inner, tile, shared);
   with_epilogue(Epilogues{}, kernel.index, [&](auto* type) {
     using K = std::remove_pointer_t<decltype(type)>;
     K epilogue;
@@ -45,13 +49,13 @@ __global__ void __launch_bounds__(Shape::members)
   });
 }
 
-template <class Cores, class Shape>
-void launch(const ProductCall& call, const Kernel& kernel, double* partial, cudaStream_t stream) {
+template <class Shape>
+void launch(const ProductCall& call, bool bf16, const Kernel& kernel, double* partial, cudaStream_t stream) {
   // Rows along x, which alone may have more than 65535 blocks.
   const dim3 grid(blocks_of(call.out.rows, Shape::tile), blocks_of(call.out.cols, Shape::tile));
-  tensor_kernel<Cores, Shape><<<grid, Shape::members, 0, stream>>>(
-      kernel, strided<float>(call.a, true), strided<float>(call.b, false), call.a.cols(), call.accumulate,
-      Out<float>(call.out), call.out.rows, call.out.cols, partial);
+  tensor_kernel<Shape><<<grid, Shape::members, 0, stream>>>(
+      kernel, strided<float>(call.a, true), strided<float>(call.b, false), call.a.cols(), bf16,
+      call.accumulate, Out<float>(call.out), call.out.rows, call.out.cols, partial);
   FS_CUDA(cudaGetLastError());
 }
 
@@ -64,10 +68,8 @@ void launch_tensor_product(const ProductCall& call, Means means, Precision preci
     last = *kernel;
   else
     last.index = static_cast<std::uint16_t>(KernelList::size);  // Keep
-  const bool large = means == Means::large_tiles, bf16 = precision == Precision::bf16;
-  const auto chosen = bf16 ? (large ? launch<Bf16Cores, LargeTile> : launch<Bf16Cores, SmallTile>)
-                           : (large ? launch<Tf32Cores, LargeTile> : launch<Tf32Cores, SmallTile>);
-  chosen(call, last, partial, stream);
+  const auto chosen = means == Means::large_tiles ? launch<LargeTile> : launch<SmallTile>;
+  chosen(call, precision == Precision::bf16, last, partial, stream);
 }
 
 }  // namespace fastsae::cuda
