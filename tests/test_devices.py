@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import shutil
 import subprocess
@@ -79,7 +80,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
     monkeypatch.setattr(_core, "cuda_unavailable_reason", lambda: "")
     monkeypatch.setattr(_core, "cuda_blas", lambda: "cuBLASLt 13.1.1" if asked else "")
-    monkeypatch.setattr(engine, "cuda_blas", engine.functools.cache(engine.cuda_blas.__wrapped__))
+    monkeypatch.setattr(engine, "cuda_blas", functools.cache(engine.cuda_blas.__wrapped__))
     return asked
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
-    from fastsae.engine import Engine, cuda_blas, cuda_unavailable_reason, devices, get_num_threads, set_num_threads
+    from fastsae.cuda import cuda_blas
+    from fastsae.engine import Engine, cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
 
@@ -31,7 +32,7 @@ _HOMES = {
     "SparseAutoencoder": "estimators",
     "TrainingConfig": "config",
     "check_gradient": "gradient_check",
-    "cuda_blas": "engine",
+    "cuda_blas": "cuda",
     "cuda_unavailable_reason": "engine",
     "devices": "engine",
     "get_num_threads": "engine",

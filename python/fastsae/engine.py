@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import importlib
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastsae import _core
 from fastsae._core import DeviceError
 from fastsae.config import Config, check_integer, check_real
+from fastsae.cuda import cuda_blas
 
 Array = NDArray[Any]
-
-_log = logging.getLogger("fastsae")
 
 
 def get_num_threads() -> int:
@@ -52,27 +47,6 @@ def devices() -> list[str]:
 def cuda_unavailable_reason() -> str | None:
     """Why there is no CUDA device: no backend in this build, no driver, no GPU; None where there is one."""
     return _core.cuda_unavailable_reason() or None
-
-
-@functools.cache
-def cuda_blas() -> str | None:
-    """The library that large matrix products on CUDA devices use, such as ``"cuBLASLt 13.1.1"``, or None.
-
-    It is taken from the process if PyTorch, say, has loaded it, else from the package nvidia-cublas (which
-    cuda-pathfinder finds), else from the system. Without it fastsae's own kernels compute everything. None where there
-    is no CUDA device.
-    """
-    if cuda_unavailable_reason() is not None:
-        return None
-    with contextlib.suppress(Exception):  # an optional package, and whatever it raises where it finds nothing
-        importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublasLt")
-    name = _core.cuda_blas() or None
-    if name is None:
-        _log.warning(
-            "cuBLASLt was not found, so large matrix products are slower than they could be; "
-            "pip install nvidia-cublas cuda-pathfinder, or fastsae[cuda13]"
-        )
-    return name
 
 
 def check_device(device: object) -> None:
