@@ -148,6 +148,8 @@ Strided<S> strided(const Factor& factor, bool left) {
 template <class S>
 struct Keep {
   using Scalar = S;
+  static constexpr bool epilogue = true;
+  static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
   FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
 };

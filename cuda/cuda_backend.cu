@@ -8,6 +8,7 @@
 
 #include "backend/convert.h"
 #include "backend/plugin.h"
+#include "cublaslt.h"
 #include "handles.h"
 #include "passes.h"
 #include "select_tiles.h"
@@ -39,12 +40,17 @@ class CudaBackend final : public Backend {
     FS_CUDA(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
     stream_ = make_stream();
     staging_ = std::make_unique<Staging>();
+    if (const lt::Functions* functions = lt::find()) {
+      blas_ = std::make_unique<CublasLt>(*functions, precision_,
+                                         [this](std::size_t bytes) { return allocate(bytes); });
+    }
   }
 
   ~CudaBackend() override {
     if (process_ != getpid()) {  // the context stayed in the parent: nothing here can be freed
       (void)stream_.release();
       (void)staging_.release();
+      (void)blas_.release();
       for (Recorded& recorded : graphs_) (void)recorded.graph.release();
     }
   }
@@ -96,10 +102,24 @@ class CudaBackend final : public Backend {
 
   void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
     use_device();
+    const bool shadows = a.tensor.shadow != nullptr && b.tensor.shadow != nullptr;
+    const ProductTraits traits{out.rows, out.cols, a.cols(), out.dtype, shadows};
+    Means means = choose_product(traits, precision_, blas_ != nullptr);
+    if (means == Means::cublaslt) {
+      if (blas_->product(a, b, out, accumulate, stream_.get())) {
+        if (kernel != nullptr)
+          map(out, *kernel, sums);
+        else if (out.shadow != nullptr)
+          launch_shadow(out, stream_.get());
+        return;
+      }
+      means = choose_product(traits, precision_, false);
+    }
+    const ProductCall call{a, b, out, accumulate};
     if (has_product(kernel)) {
-      launch_product(a, b, out, accumulate, kernel, sums, partials(kernel, out), stream_.get());
+      launch_product(call, means, precision_, kernel, sums, partials(kernel, out), stream_.get());
     } else {
-      launch_product(a, b, out, accumulate, nullptr, {}, nullptr, stream_.get());
+      launch_product(call, means, precision_, nullptr, {}, nullptr, stream_.get());
       map(out, *kernel, sums);
     }
   }
@@ -311,6 +331,7 @@ class CudaBackend final : public Backend {
   int shared_bytes_ = 0;  // that one block may have
   Stream stream_;
   std::unique_ptr<Staging> staging_;
+  std::unique_ptr<CublasLt> blas_;  // or null: our own products do it all
   std::list<Recorded> graphs_;
   Scratch partial_, scores_, order_;
 };
@@ -339,5 +360,10 @@ __attribute__((visibility("default"))) int fastsae_cuda_devices(std::string* rea
   (void)cudaGetLastError();
   *reason = error == cudaSuccess ? "the driver shows no device" : cudaGetErrorString(error);
   return 0;
+}
+
+// The library that large products are computed by, or nothing.
+__attribute__((visibility("default"))) void fastsae_cuda_blas(std::string* name) {
+  *name = fastsae::cuda::lt::name();
 }
 }

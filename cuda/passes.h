@@ -6,6 +6,7 @@
 #include <span>
 
 #include "backend/backend.h"
+#include "choice.h"
 #include "kernels/kernel.h"
 
 namespace fastsae::cuda {
@@ -14,9 +15,18 @@ namespace fastsae::cuda {
 void launch_map(const Kernel& kernel, Tensor out, Sums sums, double* partial, cudaStream_t stream);
 // The same for kernels of one struct over several tensors, without sums.
 void launch_map_each(std::span<const Mapped> items, cudaStream_t stream);
-// out = A B (+ out), then the kernel (or nothing).
-void launch_product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums,
-                    double* partial, cudaStream_t stream);
+// out = A B (+ out)
+struct ProductCall {
+  Factor a, b;
+  Tensor out;
+  bool accumulate;
+};
+// The product by our own means, then the kernel (or nothing).
+void launch_product(const ProductCall& call, Means means, Precision precision, const Kernel* kernel,
+                    Sums sums, double* partial, cudaStream_t stream);
+// That on tensor cores; `partial` gets sums of each row of tiles.
+void launch_tensor_product(const ProductCall& call, Means means, Precision precision, const Kernel* kernel,
+                           double* partial, cudaStream_t stream);
 // Whether the list of products has this kernel; others are a product and then a pass.
 bool has_product(const Kernel* kernel);
 // Doubles of scratch that the sums of a pass or a product over `out` need.

@@ -1,10 +1,11 @@
-// Our own product with the kernel in its epilogue.
+// Our own products with the kernel in their epilogue: the choice of them, and the plain ones.
 #include <array>
 #include <cstring>
 
 #include "kernels/list.h"
 #include "parts.cuh"
 #include "passes.h"
+#include "tensor_blocks.h"
 
 namespace fastsae::cuda {
 namespace {
@@ -21,11 +22,7 @@ __global__ void __launch_bounds__(ProductShape::members)
   product_block(team, kernel, a, b, inner, accumulate, out, tile, shared, own);
 }
 
-struct Arguments {
-  const Factor& a;
-  const Factor& b;
-  const Tensor& out;
-  bool accumulate;
+struct Arguments : ProductCall {
   double* partial;
   cudaStream_t stream;
 };
@@ -72,23 +69,27 @@ bool has_product(const Kernel* kernel) {
   return kernel == nullptr || Table<KernelList>::launch[kernel->index] != nullptr;
 }
 
-void launch_product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums,
-                    double* partial, cudaStream_t stream) {
+void launch_product(const ProductCall& call, Means means, Precision precision, const Kernel* kernel,
+                    Sums sums, double* partial, cudaStream_t stream) {
   const bool columns = kernel != nullptr && kernel->pass == Pass::col_sum && sums.into.exists();
-  const Arguments arguments{a, b, out, accumulate, columns ? partial : nullptr, stream};
-  if (kernel == nullptr)
-    with_scalar(out.dtype, [&](auto s) { launch_with(Keep<decltype(s)>{}, arguments); });
+  if (!columns) partial = nullptr;
+  if (means != Means::plain)
+    launch_tensor_product(call, means, precision, kernel, partial, stream);
+  else if (kernel == nullptr)
+    with_scalar(call.out.dtype, [&](auto s) { launch_with(Keep<decltype(s)>{}, {call, partial, stream}); });
   else
-    Table<KernelList>::launch[kernel->index](kernel->bytes, arguments);
+    Table<KernelList>::launch[kernel->index](kernel->bytes, {call, partial, stream});
   if (columns) {
-    launch_add_parts(partial, blocks_of(out.rows, ProductShape::tile), kernel->sums * out.cols, sums, stream);
+    const int height = means == Means::small_tiles ? SmallTile::tile : ProductShape::tile;
+    static_assert(LargeTile::tile == ProductShape::tile);
+    launch_add_parts(partial, blocks_of(call.out.rows, height), kernel->sums * call.out.cols, sums, stream);
   }
 }
 
 std::size_t partial_doubles(const Kernel* kernel, const Tensor& out) {
   if (kernel == nullptr || kernel->pass != Pass::col_sum) return 0;
-  // The product's tiles are shorter than the pass's, so it has more parts.
-  return static_cast<std::size_t>(blocks_of(out.rows, ProductShape::tile)) * kernel->sums * out.cols;
+  // The lowest tiles have the most parts.
+  return static_cast<std::size_t>(blocks_of(out.rows, SmallTile::tile)) * kernel->sums * out.cols;
 }
 
 }  // namespace fastsae::cuda

@@ -17,7 +17,6 @@ class SmallSteps {
  public:
   struct State {
     double sums[SmallLayout::kSums];  // of StepTotals, by this member
-    Copies copies;
   };
 
   FS_HD SmallSteps(const SmallModel& model, const SmallLayout& layout, const SmallBatches& batches,
@@ -27,12 +26,13 @@ class SmallSteps {
   template <class Team>
   FS_HD void run(Team& team) const {
     team.phase([&](int member, State&) { clear(member); });
-    team.phase([&](int member, State& state) {
+    team.each([&](int member, State&) {
       Deal deal{member};
       move_state(deal, Into{});
-      fetch_batch(deal, state, 0);
-      state.copies.wait();
+      fetch_batch(team, deal, 0);
     });
+    team.commit();
+    team.template arrive<0>();
     for (int step = 0; step < batches_.steps && log().failed == 0; ++step) {
       const StepScalars* scalars = scalars_of(step);
       team.phase([&](int member, State& state) {
@@ -46,21 +46,22 @@ class SmallSteps {
         for (int k = 0; k < SmallLayout::kSums; ++k)
           doubles(at_.member_sums)[k * SmallTeam::members + member] = state.sums[k];
       });
-      team.phase([&](int member, State& state) {
+      team.phase([&](int member, State&) {
         Deal deal{member};
         deal(SmallLayout::kSums * SmallTeam::lanes, [&](int i) {
           doubles(at_.few_sums)[i] = sum_of(doubles(at_.member_sums) + i * SmallTeam::lanes);
         });
-        if (step + 1 < batches_.steps) fetch_batch(deal, state, step + 1);
+        if (step + 1 < batches_.steps) fetch_batch(team, deal, step + 1);
       });
+      team.commit();
       team.phase([&](int member, State&) {
         if (member == 0) close(scalars);
       });
-      team.phase([&](int member, State& state) {
+      team.each([&](int member, State&) {
         Deal deal{member};
         update(deal, scalars);
-        state.copies.wait();
       });
+      team.template arrive<0>();
     }
     team.phase([&](int member, State&) {
       Deal deal{member};
@@ -142,7 +143,8 @@ class SmallSteps {
   }
 
   // Where rows begin at multiples of 16 bytes they are fetched so, else by element.
-  FS_HD void fetch_batch(Deal& deal, State& state, int step) const {
+  template <class Team>
+  FS_HD void fetch_batch(Team& team, Deal& deal, int step) const {
     constexpr int kWide = 16 / static_cast<int>(sizeof(S)), kSize = static_cast<int>(sizeof(S));
     const Matrix<S> x = matrix(at_.x);
     const std::int64_t stride = batches_.x.stride;
@@ -153,16 +155,16 @@ class SmallSteps {
     deal(x.rows * per_row, [&](int i) {
       const int row = i / per_row, col = i % per_row;
       if (wide)
-        state.copies.template start<16>(&x(row, col * kWide), rows + row * stride + col * kWide);
+        team.template copy<16>(&x(row, col * kWide), rows + row * stride + col * kWide, 16);
       else
-        state.copies.template start<kSize>(&x(row, col), rows + row * stride + col);
+        team.template copy<kSize>(&x(row, col), rows + row * stride + col, kSize);
     });
     const S* weights = static_cast<const S*>(batches_.weight.data) + std::int64_t{step} * x.rows;
-    deal(x.rows, [&](int i) { state.copies.template start<kSize>(numbers(at_.weight) + i, weights + i); });
+    deal(x.rows, [&](int i) { team.template copy<kSize>(numbers(at_.weight) + i, weights + i, kSize); });
     constexpr int kDoubles = sizeof(StepScalars) / sizeof(double);
     const double* scalars = static_cast<const double*>(batches_.scalars.data) + std::int64_t{step} * kDoubles;
     auto* to = reinterpret_cast<double*>(scalars_of(step));
-    deal(kDoubles, [&](int i) { state.copies.template start<8>(to + i, scalars + i); });
+    deal(kDoubles, [&](int i) { team.template copy<8>(to + i, scalars + i, 8); });
   }
 
   // The kernel on each element of a member's own tile. Its first sums go to the tile's part of their columns, if there

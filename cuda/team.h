@@ -1,13 +1,24 @@
 // A team of threads that works in phases: every thread runs a phase before any thread runs the next one.
 // Block algorithms are templates over it. On the device a team is a block; on the host one thread plays all its
 // members, so that the algorithms are tested where there is no GPU.
+//
+// phase(run)          run(member, state) for all members, then a barrier
+// each(run)           the same without the barrier
+// warp(run)           run(lanes) for each 32 members that act together: what it does with them is a tensor core's
+// copy<bytes>(...)    begins a copy of 4, 8 or 16 bytes into shared memory; those from `valid` on become zero
+// commit()            ends a group of copies
+// arrive<later>()     a barrier that waits for all groups but the `later` latest
 #pragma once
 
-#include <cstring>
+#include <cstdint>
 
 #include "core/host_device.h"
 
 #if !defined(__CUDACC__)
+#include <cstring>
+#include <deque>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 #endif
 
@@ -18,59 +29,87 @@ namespace fastsae::cuda {
 template <class State>
 class BlockTeam {
  public:
-  template <class Phase>
-  __device__ __forceinline__ void phase(const Phase& run) {
+  template <class Run>
+  __device__ __forceinline__ void phase(const Run& run) {
+    each(run);
+    __syncthreads();
+  }
+  template <class Run>
+  __device__ __forceinline__ void each(const Run& run) {
     run(static_cast<int>(threadIdx.x), state_);
+  }
+  template <class Run>
+  __device__ __forceinline__ void warp(const Run& run) {
+    run(state_);
+  }
+  template <int bytes>
+  __device__ __forceinline__ void copy(void* to, const void* from, int valid) {
+    const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+    if constexpr (bytes == 16)  // .cg: not through the first cache
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(valid)
+                   : "memory");
+    else
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(bytes),
+                   "r"(valid)
+                   : "memory");
+  }
+  __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  template <int later>
+  __device__ __forceinline__ void arrive() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(later) : "memory");
     __syncthreads();
   }
 
  private:
   State state_{};
 };
-
-// A member's copies into shared memory that run while it works; they are there after wait() and the end of a phase.
-class Copies {
- public:
-  template <int kBytes>
-  __device__ __forceinline__ void start(void* shared, const void* global) {
-    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
-  }
-  __device__ __forceinline__ void wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-};
 #else
 template <class State>
 class SerialTeam {
  public:
   explicit SerialTeam(int size) : states_(size) {}
-  template <class Phase>
-  void phase(const Phase& run) {
+  template <class Run>
+  void phase(const Run& run) {
+    each(run);
+  }
+  template <class Run>
+  void each(const Run& run) {
     for (int member = 0; member < static_cast<int>(states_.size()); ++member) run(member, states_[member]);
   }
+  template <class Run>
+  void warp(const Run& run) {
+    for (std::size_t first = 0; first < states_.size(); first += 32) run(&states_[first]);
+  }
+  template <int bytes>
+  void copy(void* to, const void* from, int valid) {
+    const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if (places % bytes != 0) throw std::logic_error("a copy that a device would refuse: it is not aligned");
+    open_.push_back({to, from, bytes, valid});
+  }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  // As late as the device may: what is read too early is not there.
+  template <int later>
+  void arrive() {
+    for (; groups_.size() > later; groups_.pop_front()) {
+      for (const Copy& copy : groups_.front()) {
+        std::memcpy(copy.to, copy.from, copy.valid);
+        std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+      }
+    }
+  }
 
  private:
-  std::vector<State> states_;
-};
-
-// Copies as late as they may come.
-class Copies {
- public:
-  template <int kBytes>
-  void start(void* shared, const void* global) {
-    begun_.push_back({shared, global, kBytes});
-  }
-  void wait() {
-    for (const Begun& copy : begun_) std::memcpy(copy.to, copy.from, copy.bytes);
-    begun_.clear();
-  }
-
- private:
-  struct Begun {
+  struct Copy {
     void* to;
     const void* from;
-    std::size_t bytes;
+    int bytes, valid;
   };
-  std::vector<Begun> begun_;
+  std::vector<State> states_;
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy> > groups_;
 };
 #endif
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import sys
+import types
+
 import numpy as np
 import pytest
 
 import fastsae
-from fastsae import SparseAutoencoder, _core
+from fastsae import SparseAutoencoder, _core, engine
 
 
 def test_devices_and_the_reason_agree() -> None:
@@ -47,3 +52,50 @@ def test_a_model_of_a_missing_gpu_loads_on_another_device(tmp_path: object) -> N
 def test_the_core_names_a_bad_device() -> None:
     with pytest.raises(ValueError, match="device: expected"):
         _core.Engine(fastsae.Config(1, (fastsae.LayerConfig(1),)).to_dict(), 0, "tpu")
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As if there were one, with cuda-pathfinder installed; gives what that is asked to load."""
+    asked: list[str] = []
+    pathfinder = types.ModuleType("cuda.pathfinder")
+    pathfinder.load_nvidia_dynamic_lib = asked.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
+    monkeypatch.setattr(_core, "cuda_unavailable_reason", lambda: "")
+    monkeypatch.setattr(_core, "cuda_blas", lambda: "cuBLASLt 13.1.1" if asked else "")
+    monkeypatch.setattr(engine, "cuda_blas", functools.cache(engine.cuda_blas.__wrapped__))
+    return asked
+
+
+def test_cublaslt_is_sought_once_before_the_first_engine(
+    a_gpu: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sought_before = []
+    monkeypatch.setattr(_core, "Engine", lambda *_: sought_before.append(list(a_gpu)))
+    config = fastsae.Config(1, (fastsae.LayerConfig(1),))
+    for device in ("cpu", "cuda", "cuda:0"):
+        fastsae.Engine(config, device)
+    assert sought_before == [[], ["cublasLt"], ["cublasLt"]]
+    assert engine.cuda_blas() == "cuBLASLt 13.1.1"
+    assert not caplog.records
+
+
+def test_a_missing_cublaslt_is_said_once(
+    a_gpu: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(sys.modules["cuda.pathfinder"], "load_nvidia_dynamic_lib", fail)
+    assert engine.cuda_blas() is None
+    assert engine.cuda_blas() is None
+    assert [(record.name, record.levelno) for record in caplog.records] == [("fastsae", logging.WARNING)]
+    assert "nvidia-cublas" in caplog.text
+    assert "cuda-pathfinder" in caplog.text
+
+
+@pytest.mark.skipif(len(fastsae.devices()) > 1, reason="there is a GPU")
+def test_without_a_gpu_no_library_is_missed(caplog: pytest.LogCaptureFixture) -> None:
+    assert fastsae.cuda_blas() is None
+    assert not caplog.records

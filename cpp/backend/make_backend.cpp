@@ -66,6 +66,12 @@ std::vector<std::string> devices() {
 
 std::string cuda_unavailable_reason() { return cuda_plugin().devices > 0 ? "" : cuda_plugin().reason; }
 
+std::string cuda_blas_name() {
+  std::string name;
+  if (cuda_plugin().devices > 0) cuda_plugin().library->function<NameCudaBlas>("fastsae_cuda_blas")(&name);
+  return name;
+}
+
 std::unique_ptr<Backend> make_backend(const std::string& device, Precision precision, Poll poll) {
   // "auto" is the CPU until the CUDA backend has passed the tests on a GPU.
   if (device == "cpu" || device == "auto") {

@@ -1,4 +1,4 @@
-// The two symbols of libfastsae_cuda.so. Both libraries must be of one build: the contract is a hash of the headers
+// The symbols of libfastsae_cuda.so. Both libraries must be of one build: the contract is a hash of the headers
 // that they share.
 #pragma once
 
@@ -13,5 +13,7 @@ namespace fastsae {
 using MakeCudaBackend = Backend* (*)(const char* contract, int device, Precision precision, const Poll* poll);
 // fastsae_cuda_devices: how many devices can be used; 0 with the reason.
 using CountCudaDevices = int (*)(std::string* reason);
+// fastsae_cuda_blas: the name of the library of large products, or nothing.
+using NameCudaBlas = void (*)(std::string* name);
 
 }  // namespace fastsae

@@ -10,6 +10,8 @@ namespace fastsae {
 std::vector<std::string> devices();
 // Why there is no CUDA device; empty where there is one.
 std::string cuda_unavailable_reason();
+// The library that large products on CUDA devices are computed by; empty where there is none, or no device.
+std::string cuda_blas_name();
 
 // Threads of CPU work: see cpu/pool.h.
 int num_threads();

@@ -303,6 +303,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("kernel_names", &kernel_names);
   m.def("devices", &devices);
   m.def("cuda_unavailable_reason", &cuda_unavailable_reason);
+  m.def("cuda_blas", &cuda_blas_name);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
   m.def("isa", &isa_name);

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.cuda import cuda_blas
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
-    from fastsae.topk import TopKEncoder
     from fastsae.sweeps import sweep
+    from fastsae.topk import TopKEncoder
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
     "check_gradient": "gradient_check",
+    "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
     "devices": "process",
     "get_num_threads": "process",
@@ -54,6 +56,7 @@ __all__ = [
     "TopKEncoder",
     "TrainingConfig",
     "check_gradient",
+    "cuda_blas",
     "cuda_unavailable_reason",
     "devices",
     "get_num_threads",

@@ -5,12 +5,8 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-<<<<<<< HEAD
 import typing_extensions
-__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'TopKEncoder', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
-=======
-__all__: list[str] = ['DeviceError', 'Engine', 'Stop', 'become_worker', 'blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
->>>>>>> tiny
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -56,7 +52,7 @@ class DeviceArray:
 class Engine:
     def __init__(self, config: dict, code_layer: typing.SupportsInt | typing.SupportsIndex, device: str, full_batch_rows: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         ...
-    def borrow(self, name: str, tensor: typing.Any) -> DeviceArray:
+    def borrow(self, name: str, tensor: typing.Any, integers: bool = False) -> DeviceArray:
         ...
     def decode(self, H: DeviceArray | numpy.ndarray, out: DeviceArray | numpy.ndarray) -> None:
         ...
@@ -110,11 +106,10 @@ class Engine:
     @steps.setter
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-<<<<<<< HEAD
 class TopKEncoder:
     def __init__(self, weight: numpy.ndarray, bias: numpy.ndarray | None, k: typing.SupportsInt | typing.SupportsIndex, device: str, dtype: str, precision: str) -> None:
         ...
-    def borrow(self, name: str, tensor: typing.Any) -> DeviceArray:
+    def borrow(self, name: str, tensor: typing.Any, integers: bool = False) -> DeviceArray:
         ...
     def empty(self, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> DeviceArray:
         ...
@@ -127,7 +122,6 @@ class TopKEncoder:
     @property
     def place(self) -> tuple[int, int]:
         ...
-=======
 class Stop:
     def __init__(self) -> None:
         ...
@@ -137,8 +131,9 @@ def become_worker(stop: Stop, threads: typing.SupportsInt | typing.SupportsIndex
     """
     The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is set.
     """
->>>>>>> tiny
 def blas() -> str:
+    ...
+def cuda_blas() -> str:
     ...
 def cuda_unavailable_reason() -> str:
     ...

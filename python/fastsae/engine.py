@@ -28,6 +28,7 @@ from fastsae.arrays import (
     target_for,
 )
 from fastsae.config import Config, check_integer, check_real
+from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
@@ -59,6 +60,8 @@ class Engine:
         self.config = config
         self.device = device
         self._full_batch_rows = full_batch_rows
+        if device.startswith("cuda"):
+            cuda_blas()
         self._core = _core.Engine(config.to_dict(), config.code_layer, device, full_batch_rows)
 
     @property

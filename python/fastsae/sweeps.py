@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from fastsae import _core
 from fastsae.config import check_bool, check_integer
-from fastsae.engine import check_device, get_num_threads
 from fastsae.estimators import SparseAutoencoder
+from fastsae.process import check_device, get_num_threads
 
 _MOST_ON_A_GPU = 64  # each keeps a thread and some megabytes of the host
 _LOOK_SECONDS = 0.1  # between two looks at the progress

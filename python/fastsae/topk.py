@@ -10,6 +10,7 @@ from fastsae import _core
 from fastsae._core import DeviceError
 from fastsae.arrays import Array, as_array, as_rows, rows_for, target_for
 from fastsae.config import DTYPES, check_choice, check_integer, check_precision
+from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
 
 MOST_K = 512
@@ -96,6 +97,8 @@ class TopKEncoder:
             if bias.shape != (self.n_latents,):
                 raise ValueError(f"bias: expected shape {(self.n_latents,)}, got {bias.shape}")
             bias = _finite("bias", as_rows("bias", bias.reshape(1, -1), self.n_latents, dtype))
+        if device.startswith("cuda"):
+            cuda_blas()
         self._core = _core.TopKEncoder(weight, bias, self.k, device, dtype, precision)
 
     def encode(self, X: Any, out: tuple[Any, Any] | None = None) -> tuple[Any, Any]:

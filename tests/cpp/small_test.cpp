@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "engine/engine.h"
+#include "like_the_cpu.h"
 
 namespace {
 
@@ -25,7 +26,7 @@ void check(bool holds, const std::string& what) {
 }
 
 // The CPU, but steps go through the small path: `most` at once, from rows that are no view of the caller's.
-class SmallDevice final : public Backend {
+class SmallDevice final : public LikeTheCpu {
  public:
   explicit SmallDevice(std::int64_t most) : most_(most) {}
   std::int64_t small_steps(const SmallModel& model, std::int64_t rows) override {
@@ -37,36 +38,11 @@ class SmallDevice final : public Backend {
     ++launches;
   }
   bool reads_host_memory() const override { return false; }
-  bool wants_shadows() const override { return false; }
-  Memory allocate(std::size_t bytes) override { return cpu_->allocate(bytes); }
-  void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
-    cpu_->product(a, b, out, accumulate, kernel, sums);
-  }
-  void map(Tensor out, const Kernel& kernel, Sums sums) override { cpu_->map(out, kernel, sums); }
-  void encode_select(const Selection& selection) override { cpu_->encode_select(selection); }
-  void copy(Tensor to, Tensor from) override { cpu_->copy(to, from); }
-  void fill(Tensor to, double value) override { cpu_->fill(to, value); }
-  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
-    cpu_->gather(source, order, out);
-  }
-  void read(const Tensor& from, void* to) override { cpu_->read(from, to); }
-  void write(const Tensor& to, const void* from) override { cpu_->write(to, from); }
-  void map_each(std::span<const Mapped> items) override { cpu_->map_each(items); }
-  void add_totals(std::span<const Total> totals) override { cpu_->add_totals(totals); }
-  Place place() const override { return cpu_->place(); }
-  void* stream() const override { return nullptr; }
-  void finish() noexcept override {}
-  std::size_t free_memory() const override { return cpu_->free_memory(); }
-  FetchRows fetch_rows() const override { return cpu_->fetch_rows(); }
-  std::int64_t first_row_outside(const RowSource& x, double low, double high) override {
-    return cpu_->first_row_outside(x, low, high);
-  }
   void step(std::int64_t key, const std::function<void()>& body) override {
     ++general_steps;
-    cpu_->step(key, body);
+    LikeTheCpu::step(key, body);
   }
   std::int64_t steps_in_flight() const override { return 4; }
-  void poll() override {}
 
   std::int64_t steps_taken = 0, launches = 0, general_steps = 0;
 
@@ -82,7 +58,6 @@ class SmallDevice final : public Backend {
     SmallSteps<S>(model, layout, batches, static_cast<std::byte*>(memory.get())).run(team);
   }
 
-  const std::unique_ptr<Backend> cpu_ = make_backend("cpu", Precision::full, {});
   const std::int64_t most_;
 };
 
