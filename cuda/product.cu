@@ -11,7 +11,7 @@ namespace fastsae::cuda {
 namespace {
 
 template <class K, class S = typename K::Scalar>
-__global__ void __launch_bounds__(ProductShape::members)
+__global__ void __launch_bounds__(ProductShape::members, 2)
     product_kernel(K kernel, Strided<S> a, Strided<S> b, std::int64_t inner, bool accumulate, Out<S> out,
                    std::int64_t rows, std::int64_t cols, double* partial) {
   __shared__ ProductShared<K> shared;
