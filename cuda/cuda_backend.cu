@@ -217,7 +217,7 @@ class CudaBackend final : public Backend {
 
   void take_small_steps(const SmallModel& model, const SmallBatches& batches) override {
     use_device();
-    launch_small(model, batches, stream_.get());
+    launch_small(model, batches, shared_bytes_, stream_.get());
   }
 
   std::int64_t steps_in_flight() const override { return kStepsInFlight; }

@@ -38,8 +38,8 @@ void launch_select(const Tensor& scores, std::int64_t first, const Tensor& value
 
 void launch_add_totals(std::span<const Total> totals, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
-// Steps of a model that fits into shared memory, see small_layout.h.
-void launch_small(const SmallModel& model, const SmallBatches& batches, cudaStream_t stream);
+// Steps of a model that fits into shared memory, of which a block may have `most_shared` bytes; see small_layout.h.
+void launch_small(const SmallModel& model, const SmallBatches& batches, int most_shared, cudaStream_t stream);
 // Brings the shadow of a tensor up to date.
 void launch_shadow(const Tensor& of, cudaStream_t stream);
 // Row i of out, and of its shadow, is row order[i] of the source; both are in the device's memory.

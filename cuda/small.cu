@@ -21,13 +21,15 @@ __global__ void __launch_bounds__(SmallTeam::members, 1)
 
 }  // namespace
 
-void launch_small(const SmallModel& model, const SmallBatches& batches, cudaStream_t stream) {
+void launch_small(const SmallModel& model, const SmallBatches& batches, int most_shared,
+                  cudaStream_t stream) {
   const SmallLayout layout(model, batches.rows);
-  const auto bytes = static_cast<int>(layout.bytes);
+  const auto bytes = static_cast<std::size_t>(layout.bytes);
   with_scalar(model.dtype(), [&](auto s) {
     const auto kernel = small_kernel<decltype(s)>;
-    FS_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    kernel<<<1, SmallTeam::members, static_cast<std::size_t>(bytes), stream>>>(model, layout, batches);
+    // One limit for all engines of the process: a smaller one might come between another's and its launch.
+    FS_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared));
+    kernel<<<1, SmallTeam::members, bytes, stream>>>(model, layout, batches);
   });
   FS_CUDA(cudaGetLastError());
 }
