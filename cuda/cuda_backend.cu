@@ -22,8 +22,18 @@ constexpr std::size_t kGraphs = 8;           // of the latest step keys
 constexpr std::int64_t kStepsInFlight = 32;  // before the host looks at their outcome
 constexpr std::int64_t kSmallSteps = 2048;   // at once: well under a second
 
-std::size_t pitch_of(const Tensor& tensor) {
-  return static_cast<std::size_t>(tensor.stride) * size_of(tensor.dtype);
+// To dense host memory, which it is in when this returns.
+void read_back(const Tensor& from, void* to, cudaStream_t stream) {
+  const std::size_t row_bytes = from.row_bytes(),
+                    pitch = static_cast<std::size_t>(from.stride) * size_of(from.dtype);
+  if (pitch == row_bytes) {
+    FS_CUDA(cudaMemcpyAsync(to, from.data, row_bytes * static_cast<std::size_t>(from.rows),
+                            cudaMemcpyDeviceToHost, stream));
+  } else {
+    FS_CUDA(cudaMemcpy2DAsync(to, row_bytes, from.data, pitch, row_bytes, from.rows, cudaMemcpyDeviceToHost,
+                              stream));
+  }
+  FS_CUDA(cudaStreamSynchronize(stream));
 }
 
 class CudaBackend final : public Backend {
@@ -75,8 +85,7 @@ class CudaBackend final : public Backend {
   FetchRows fetch_rows() const override {
     return [](Place from, const Tensor& tensor, void* to) {
       FS_CUDA(cudaSetDevice(from.id));
-      FS_CUDA(cudaMemcpy2D(to, tensor.row_bytes(), tensor.data, pitch_of(tensor), tensor.row_bytes(),
-                           tensor.rows, cudaMemcpyDeviceToHost));
+      read_back(tensor, to, cudaStreamPerThread);
     };
   }
 
@@ -88,8 +97,9 @@ class CudaBackend final : public Backend {
     if (const cudaError_t error = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
         error != cudaSuccess) {
       (void)cudaGetLastError();
-      if (error != cudaErrorMemoryAllocation) check(error, "cudaMalloc");
-      throw MemoryError(bytes, free_memory());
+      const std::size_t free_bytes = free_memory();
+      if (error == cudaErrorMemoryAllocation || bytes > free_bytes) throw MemoryError(bytes, free_bytes);
+      check(error, "cudaMalloc");
     }
     Memory owner(memory, [device = device_, process = process_](void* p) {
       if (process != getpid()) return;
@@ -180,9 +190,7 @@ class CudaBackend final : public Backend {
 
   void read(const Tensor& from, void* to) override {
     use_device();
-    FS_CUDA(cudaMemcpy2DAsync(to, from.row_bytes(), from.data, pitch_of(from), from.row_bytes(), from.rows,
-                              cudaMemcpyDeviceToHost, stream_.get()));
-    FS_CUDA(cudaStreamSynchronize(stream_.get()));
+    read_back(from, to, stream_.get());
   }
 
   void write(const Tensor& to, const void* from) override {
