@@ -379,6 +379,28 @@ def test_engines_of_many_sizes_work_at_once(device: str, threads: None) -> None:
         np.testing.assert_array_equal(results[number][1], code)
 
 
+def test_a_run_keeps_its_weights(device: str) -> None:
+    """Other weights that a thread brings while a run lets it in are its own."""
+    config = model("large")
+    X = data(2000, config.n_features).astype(np.float32)
+    alone, watched = fresh(config, device), fresh(config, device)
+    alone.run_epoch(X, None, 10, weights_for(len(X), 1))
+    expected = alone.evaluate(X, weights_for(len(X), 2))
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            watched.evaluate(X, weights_for(len(X), 2))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    watched.run_epoch(X, None, 10, weights_for(len(X), 1))
+    done.set()
+    watcher.join()
+    assert_same_bits(state_of(watched), state_of(alone))
+    assert watched.evaluate(X, weights_for(len(X), 2)) == expected
+
+
 # --- the switch of conftest.py ---
 
 

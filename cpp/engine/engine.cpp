@@ -91,18 +91,17 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
 }
 
 RowSource Engine::weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
-                                std::int64_t count) {
+                                std::int64_t count, HeldWeights& held) {
   const RowSource column{weights, x.rows, 1, sizeof(double), DType::f64};
   if (weights == nullptr || backend_->reads(column)) return column;
-  if (weights_room_ < count) {
-    weights_room_ = 0;
-    weights_.reset();
-    weights_ = backend_->allocate(static_cast<std::size_t>(count) * size_of(dtype_));
-    weights_room_ = count;
+  if (held.room < count) {
+    held = {};
+    held.memory = backend_->allocate(static_cast<std::size_t>(count) * size_of(dtype_));
+    held.room = count;
   }
-  const Tensor held{weights_.get(), count, 1, 1, dtype_};
-  backend_->gather(column, order, held);
-  return source_of(held);
+  const Tensor there{held.memory.get(), count, 1, 1, dtype_};
+  backend_->gather(column, order, there);
+  return source_of(there);
 }
 
 StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t step) const {
@@ -142,7 +141,7 @@ double Engine::Rows::total_weight() const {
 Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gradient) {
   const std::unique_lock lock(model_mutex_);
   const Finish finish{*backend_};
-  const Rows all{x, weights, nullptr, 0, x.rows, weight_column(x, weights, nullptr, x.rows)};
+  const Rows all{x, weights, nullptr, 0, x.rows, weight_column(x, weights, nullptr, x.rows, weights_)};
   const double total = all.total_weight();
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
   reserve(std::min(x.rows, full_batch_rows_));
@@ -229,7 +228,8 @@ void Engine::explain(const Cost& cost, const Rows& rows) {
 void Engine::run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
-  const RowSource column = weight_column(x, weights, order, count);
+  HeldWeights held = std::exchange(weights_, {});
+  const RowSource column = weight_column(x, weights, order, count, held);
   for (std::int64_t first = 0; first < count;) {
     if (!lock.owns_lock()) lock.lock();
     try {
@@ -248,8 +248,9 @@ void Engine::run(const RowSource& x, const double* weights, const std::int64_t* 
       settle();            // the steps begun before are done, and counted
       throw;
     }
-    if (in_flight_.empty()) lock.unlock();  // nobody sees steps that are not counted
+    if (in_flight_.empty() && first < count) lock.unlock();  // nobody sees steps that are not counted
   }
+  weights_ = std::move(held);
 }
 
 }  // namespace fastsae

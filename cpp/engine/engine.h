@@ -58,7 +58,7 @@ class Engine {
   // The first row that holds NaN or a number outside [low, high], or -1.
   std::int64_t first_row_outside(const RowSource& x, double low, double high) const;
   const Backend& backend() const { return *backend_; }
-  // Calls body with the device's queue of work while nothing else adds to it.
+  // Calls body with the device's queue of work while nothing else adds to it, and waits until that is done.
   void with_stream(const std::function<void(void*)>& body) const;
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
@@ -103,9 +103,14 @@ class Engine {
   // Rows [done, done + count) of these, in that memory if `fixed`, else perhaps where they are: a recorded step holds
   // addresses.
   Batch load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed);
+  // The weights of the rows of one call, on a device.
+  struct HeldWeights {
+    Memory memory;
+    std::int64_t room = 0;
+  };
   // The weights as they are loaded from: a device gets them once for a whole run.
   RowSource weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
-                          std::int64_t count);
+                          std::int64_t count, HeldWeights& held);
   // Sums J and, on demand, its gradient over the rows.
   void compute(const Rows& rows, bool with_gradient);
   Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
@@ -137,8 +142,7 @@ class Engine {
   std::optional<SmallModel> small_;
   std::unique_ptr<Staged> staged_;
   std::int64_t reservations_ = 0;
-  Memory weights_;  // of a run, on a device
-  std::int64_t weights_room_ = 0;
+  HeldWeights weights_;  // taken by a call and put back: while a run lets others in, it keeps its own
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;
