@@ -91,6 +91,7 @@ std::int64_t Engine::first_row_outside(const RowSource& x, double low, double hi
 void Engine::with_stream(const std::function<void(void*)>& body) const {
   const std::unique_lock lock(model_mutex_);
   body(backend_->stream());
+  backend_->finish();
 }
 
 }  // namespace fastsae

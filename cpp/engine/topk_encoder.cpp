@@ -96,6 +96,7 @@ Memory TopKEncoder::allocate(std::size_t bytes) const {
 void TopKEncoder::with_stream(const std::function<void(void*)>& body) const {
   const std::lock_guard lock(device_mutex_);
   body(backend_->stream());
+  backend_->finish();
 }
 
 void TopKEncoder::select_on_device(const RowSource& rows, const Staging& staging, const Tensor& values,

@@ -24,7 +24,7 @@ class TopKEncoder {
   // Memory of the device, for results.
   Memory allocate(std::size_t bytes) const;
   const Backend& backend() const { return *backend_; }
-  // Calls body with the device's queue of work while nothing else adds to it.
+  // Calls body with the device's queue of work while nothing else adds to it, and waits until that is done.
   void with_stream(const std::function<void(void*)>& body) const;
 
   // "weight", and "bias" where there is one; read() gives them in dtype, dense.
