@@ -5,7 +5,9 @@
 namespace fastsae {
 namespace {
 
-constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
+// Cache lines and vectors are shorter. It is that of a device's allocations: a library that chooses an algorithm by
+// alignment chooses the same for rows that are copied here and for rows that are not.
+constexpr std::size_t kAlignment = 256;
 
 std::size_t padded_bytes(const Tensor& tensor, DType dtype) {
   const std::size_t bytes = static_cast<std::size_t>(tensor.size()) * size_of(dtype);
