@@ -184,6 +184,8 @@ def test_special_values(rows: int, k: int, dtype: str, device: str) -> None:
             chosen = np.flatnonzero(random.random(len(weight)) < portion)
             for end in ends:
                 weight[chosen, end] = huge if end == 0 else -huge
+        if device != "cpu":  # what they meet as depends there on the order of the sums, and that on the shape
+            weight[weight[:, 0] != 0, -1] = 0
         z = pre_activations(X, weight, dtype, device)
         if device == "cpu":
             assert np.isnan(z).any()
@@ -248,9 +250,10 @@ def test_bits_do_not_depend_on_threads(
 
 
 def test_chunks_of_whole_blocks_encode_alike(device: str) -> None:
-    encoder, X = random_encoder(2 * PANEL + 100, 30, 1000, 20, "float32", device)
+    block = PANEL if device == "cpu" else 4 * PANEL
+    encoder, X = random_encoder(2 * block + 100, 30, 1000, 20, "float32", device)
     whole = encoder.encode(X)
-    parts = [encoder.encode(X[first : first + PANEL]) for first in range(0, len(X), PANEL)]
+    parts = [encoder.encode(X[first : first + block]) for first in range(0, len(X), block)]
     for got, wanted in zip((np.concatenate(part) for part in zip(*parts, strict=True)), whole, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
