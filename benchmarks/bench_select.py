@@ -148,6 +148,7 @@ def main() -> None:
     import fastsae
     from fastsae import _core
 
+    load = os.getloadavg()[0]  # processes that others run on the machine make the ratios rougher
     fastsae.set_num_threads(options.threads)
     peer = Torch()
     torch = peer if peer.version else None
@@ -165,6 +166,8 @@ def main() -> None:
         "blas": _core.blas(),
         "numpy_blas": [f"{i['internal_api']} {i['version']}" for i in threadpool_info() if i["user_api"] == "blas"][:1],
         "processor": processor(),
+        "processors": os.cpu_count(),
+        "load_before": round(load, 1),
         "versions": versions,
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
