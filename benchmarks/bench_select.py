@@ -141,7 +141,6 @@ def main() -> None:
 
     import fastsae
 
-    load = os.getloadavg()[0]  # processes that others run on the machine make the ratios rougher
     fastsae.set_num_threads(options.threads)
     peer = Torch()
     torch = peer if peer.version else None
