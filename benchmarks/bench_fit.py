@@ -9,20 +9,17 @@ ready, (c) the five products of a step by NumPy's BLAS. Prints medians and ratio
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from report import report
 from threadpoolctl import threadpool_limits
 
 import fastsae
-from fastsae import Config, Engine, LayerConfig, SparseAutoencoder, _core
+from fastsae import Config, Engine, LayerConfig, SparseAutoencoder
 from fastsae.initializers import initialize
 
 WIDTH, HIDDEN, BATCH = 784, 196, 256
@@ -99,25 +96,8 @@ def main() -> None:
         "five_products_milliseconds": 1e3 * median(product_times) / steps,
         "fit_over_steps": median(f / s for f, s in zip(fits, step_times, strict=True)),
         "step_over_products": median(s / p for s, p in zip(step_times, product_times, strict=True)),
-        "isa": _core.isa(),
-        "blas": _core.blas(),
-        "processor": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        ),
-        "versions": {"fastsae": fastsae.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, options.output)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ PyTorch may be installed elsewhere: FASTSAE_TORCH_PYTHON names the interpreter t
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -128,11 +126,6 @@ def measure(shape: tuple[int, int, int, int], threads: int, repeats: int, torch:
     return result
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -143,10 +136,10 @@ def main() -> None:
     if options.serve_torch:
         return serve_torch()
 
+    from report import report
     from threadpoolctl import threadpool_info, threadpool_limits
 
     import fastsae
-    from fastsae import _core
 
     fastsae.set_num_threads(options.threads)
     peer = Torch()
@@ -154,26 +147,15 @@ def main() -> None:
     with threadpool_limits(options.threads):
         shapes = [measure(shape, options.threads, options.repeats, torch) for shape in SHAPES]
     peer.process.kill()
-    versions = {"fastsae": fastsae.__version__, "numpy": np.__version__, "python": platform.python_version()}
     result = {
         "dtype": "float32",
         "threads": options.threads,
         "repeats": options.repeats,
         "shapes": shapes,
         "torch": torch.version if torch else "not measured: the interpreter has no PyTorch",
-        "isa": _core.isa(),
-        "blas": _core.blas(),
         "numpy_blas": [f"{i['internal_api']} {i['version']}" for i in threadpool_info() if i["user_api"] == "blas"][:1],
-        "processor": processor(),
-        "versions": versions,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, options.output)
     return None
 
 

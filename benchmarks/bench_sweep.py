@@ -9,19 +9,16 @@ after the other with all threads. Prints medians and their ratio, and checks tha
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from report import report
 
 import fastsae
-from fastsae import SparseAutoencoder, _core, sweep
+from fastsae import SparseAutoencoder, sweep
 
 WIDTH, HIDDEN, BATCH, MODELS = 64, 25, 100, 16
 
@@ -83,25 +80,8 @@ def main() -> None:
         "one_by_one_seconds": median(fits),
         "one_by_one_over_sweep": median(f / s for f, s in zip(fits, sweeps, strict=True)),
         "sweep_microseconds_per_step": 1e6 * median(sweeps) / steps,
-        "isa": _core.isa(),
-        "blas": _core.blas(),
-        "processor": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        ),
-        "versions": {"fastsae": fastsae.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "command": " ".join(["python", *sys.argv]),
     }
-    print(json.dumps(result, indent=2))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, options.output)
 
 
 if __name__ == "__main__":

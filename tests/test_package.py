@@ -52,6 +52,19 @@ def test_blas_is_opened_on_first_use_only() -> None:
         assert python(code) == "False True"
 
 
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of Python, one after the other."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["sae"].n_iter_ == 30
+    assert names["activations"].shape == (5000, 32)
+
+
 def test_public_names_exist() -> None:
     for name in fastsae.__all__:
         assert getattr(fastsae, name) is not None

@@ -51,9 +51,8 @@ void bind_device_array(py::module_& m) {
   py::class_<DeviceArray>(m, "DeviceArray", R"(Rows in the memory of an engine's device.
 
 What `fastsae.Engine` and `fastsae.TopKEncoder` give for a tensor of their device, and what `fastsae.Engine.hold`
-keeps there. It is handed on
-without a copy by ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack``; `numpy` copies it to the
-host. It does not turn into a NumPy array by itself.)")
+keeps there. ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack`` take it without a copy; `numpy`
+copies it to the host. It does not turn into a NumPy array by itself.)")
       .def_property_readonly("shape", &shape_of, "Sizes, as a tuple of int.")
       .def_property_readonly(
           "dtype", [](const DeviceArray& array) { return dtype_name(array.tensor.dtype); },
@@ -67,7 +66,17 @@ host. It does not turn into a NumPy array by itself.)")
              return text("DeviceArray(shape=", py::repr(shape_of(array)).cast<std::string>(), ", dtype='",
                          dtype_name(array.tensor.dtype), "', device='", place_name(array.place), "')");
            })
-      .def("numpy", &to_numpy, "A copy as a NumPy array. ValueError for bfloat16, which NumPy lacks.")
+      .def("numpy", &to_numpy, R"(A copy as a NumPy array.
+
+Returns
+-------
+ndarray
+    Of the same shape and dtype.
+
+Raises
+------
+ValueError
+    For bfloat16, which NumPy lacks.)")
       .def("__dlpack_device__", &place_of)
       .def("__dlpack__", &dlpack, py::kw_only(), py::arg("stream") = py::none(),
            py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),

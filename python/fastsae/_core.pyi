@@ -16,9 +16,8 @@ class DeviceArray:
     Rows in the memory of an engine's device.
     
     What `fastsae.Engine` and `fastsae.TopKEncoder` give for a tensor of their device, and what `fastsae.Engine.hold`
-    keeps there. It is handed on
-    without a copy by ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack``; `numpy` copies it to the
-    host. It does not turn into a NumPy array by itself.
+    keeps there. ``torch.from_dlpack``, ``cupy.from_dlpack`` and ``jax.dlpack.from_dlpack`` take it without a copy; `numpy`
+    copies it to the host. It does not turn into a NumPy array by itself.
     """
     def __dlpack__(self, *, stream: typing.Any = None, max_version: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, dl_device: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None, copy: bool | None = None) -> typing_extensions.CapsuleType:
         """
@@ -32,7 +31,17 @@ class DeviceArray:
         ...
     def numpy(self) -> numpy.ndarray:
         """
-        A copy as a NumPy array. ValueError for bfloat16, which NumPy lacks.
+        A copy as a NumPy array.
+        
+        Returns
+        -------
+        ndarray
+            Of the same shape and dtype.
+        
+        Raises
+        ------
+        ValueError
+            For bfloat16, which NumPy lacks.
         """
     @property
     def device(self) -> str:

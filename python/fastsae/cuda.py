@@ -14,11 +14,15 @@ _log = logging.getLogger("fastsae")
 
 @functools.cache
 def cuda_blas() -> str | None:
-    """The library that large matrix products on CUDA devices use, such as ``"cuBLASLt 13.1.1"``, or None.
+    """The library that large matrix products on CUDA devices use.
 
     It is taken from the process if PyTorch, say, has loaded it, else from the package nvidia-cublas (which
-    cuda-pathfinder finds), else from the system. Without it fastsae's own kernels compute everything. None where there
-    is no CUDA device.
+    cuda-pathfinder finds), else from the system. Without it fastsae's own kernels compute everything.
+
+    Returns
+    -------
+    str or None
+        Such as ``"cuBLASLt 13.1.1"``; None where there is no such library or no CUDA device.
     """
     if _core.cuda_unavailable_reason():
         return None
@@ -28,6 +32,6 @@ def cuda_blas() -> str | None:
     if name is None:
         _log.warning(
             "cuBLASLt was not found, so large matrix products are slower than they could be; "
-            "pip install nvidia-cublas cuda-pathfinder, or fastsae[cuda13]"
+            "pip install nvidia-cublas cuda-pathfinder"
         )
     return name

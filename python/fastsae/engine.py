@@ -47,6 +47,11 @@ class Engine:
         Rows whose activations are held at once; a larger batch is computed in chunks that share its mean
         activations. 0 takes as many as fit in 1 GiB.
 
+    Raises
+    ------
+    ValueError, MemoryError, fastsae.DeviceError
+        If an argument is wrong, the model does not fit on the device, or the device lacks the precision or is missing.
+
     Notes
     -----
     The parameters start at zero; :func:`fastsae.initializers.initialize` draws them. `encode`, `decode`,
@@ -184,7 +189,14 @@ class Engine:
         Returns
         -------
         ndarray or DeviceArray, shape (n_rows, code_width)
-            `out` if it is given, else a new array: on the device where X is a tensor of it.
+            `out` if it is given, else a new array of the model's dtype: on the device where X is a tensor of it.
+
+        Raises
+        ------
+        ValueError
+            If an argument has a wrong shape or type.
+        KeyboardInterrupt
+            Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
@@ -241,7 +253,25 @@ class Engine:
         return held
 
     def take(self, X: DeviceArray, order: ArrayLike | None = None) -> DeviceArray:
-        """The rows of `X` in that order, or all, in new memory of the device and in the model's dtype."""
+        """The rows of `X` in an order, in new memory of the device.
+
+        Parameters
+        ----------
+        X : DeviceArray, shape (n_rows, n_features)
+            What `hold` gave.
+        order : integer array, shape (n_taken,), optional
+            Row numbers; None takes the rows as they are.
+
+        Returns
+        -------
+        DeviceArray, shape (n_taken, n_features)
+            In the model's dtype.
+
+        Raises
+        ------
+        ValueError, MemoryError
+            If an argument has a wrong shape or value; if the rows do not fit on the device.
+        """
         rows, indices = device_rows(self._core, "X", X, self.config.n_features), as_order(order)
         taken = self._core.empty(len(rows if indices is None else indices), rows.shape[1], self.config.dtype)
         self._core.take(rows, indices, taken, 0)

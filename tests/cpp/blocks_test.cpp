@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -16,6 +15,7 @@
 #include "rows.h"
 #include "select_tiles.h"
 #include "serial_select.h"
+#include "testing.h"
 
 namespace {
 
@@ -232,24 +232,6 @@ class SerialDevice final : public Backend {
   std::map<std::int64_t, std::vector<const void*>> recorded_;
 };
 
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-// Numbers in (0, 1), the same on every machine.
-std::vector<double> numbers(std::int64_t count, std::uint32_t state) {
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    state = state * 1664525u + 1013904223u;
-    value = (static_cast<double>(state >> 8) + 0.5) / (1 << 24);
-  }
-  return values;
-}
-
 // More than one block in each direction, and none of them whole.
 constexpr std::int64_t kFeatures = 70, kHidden = 67, kRows = 611, kBatch = 300;
 
@@ -295,17 +277,6 @@ std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backen
     engine->write(name, values.data());
   }
   return engine;
-}
-
-double largest_difference(const Engine& a, const Engine& b) {
-  double largest = 0;
-  for (const std::string& name : a.names()) {
-    std::vector<double> x(static_cast<std::size_t>(a.tensor(name).size())), y(x.size());
-    a.read(name, x.data());
-    b.read(name, y.data());
-    for (std::size_t i = 0; i < x.size(); ++i) largest = std::max(largest, std::fabs(x[i] - y[i]));
-  }
-  return largest;
 }
 
 void trains_as_the_cpu(const Case& c) {
@@ -364,15 +335,7 @@ void a_bad_row_stops_the_steps_after_it() {
   }
   check(message.find("row 270") != std::string::npos, "the bad row is named: " + message);
   check(serial->steps() == 5 && serial->metrics().rows == 250, "the steps before it count");
-  double largest = 0;
-  for (const std::string& name : serial->names()) {
-    if (name.rfind("gradient", 0) == 0) continue;
-    std::vector<double> p(static_cast<std::size_t>(serial->tensor(name).size())), q(p.size());
-    serial->read(name, p.data());
-    alone->read(name, q.data());
-    for (std::size_t i = 0; i < p.size(); ++i) largest = std::max(largest, std::fabs(p[i] - q[i]));
-  }
-  check(largest == 0, "the model is that of the last good step");
+  check(largest_difference(*serial, *alone, false) == 0, "the model is that of the last good step");
 }
 
 // An encoder and its selection, of more rows and latents than a tile has, against the whole product sorted.
@@ -515,6 +478,5 @@ int main() {
   rows_on_the_device_give_the_same_bits<float>(DType::f32, kFeatures);
   rows_on_the_device_give_the_same_bits<Bf16>(DType::bf16, kFeatures + 1);
   a_bad_row_on_the_device_is_named();
-  std::printf("%s\n", failures == 0 ? "blocks: all checks passed" : "blocks: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("blocks");
 }

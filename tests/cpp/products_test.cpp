@@ -15,6 +15,7 @@
 #include "kernels/list.h"
 #include "like_the_cpu.h"
 #include "tensor_blocks.h"
+#include "testing.h"
 
 namespace {
 
@@ -23,22 +24,6 @@ using namespace fastsae::cuda;
 
 constexpr double kUnit = 0x1p-24;  // of a float
 constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  if (++failures < 30) std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-// Numbers in (-1, 1), the same on every machine.
-struct Numbers {
-  std::uint32_t state;
-  float next() {
-    state = state * 1664525u + 1013904223u;
-    return (static_cast<float>(state >> 8) + 0.5f) / (1 << 23) - 1;
-  }
-};
 
 // ---- rounding
 
@@ -137,10 +122,10 @@ struct Matrix {
   Matrix(std::int64_t rows, std::int64_t cols, std::int64_t padding, std::uint32_t seed,
          std::int64_t offset = 0)
       : values(static_cast<std::size_t>(offset + rows * (cols + padding)), kPoison), shadow(values.size()) {
-    Numbers numbers{seed};
+    Numbers source(seed);
     tensor = {values.data() + offset, rows, cols, cols + padding, DType::f32, shadow.data() + offset};
     for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t col = 0; col < cols; ++col) at(row, col) = numbers.next();
+      for (std::int64_t col = 0; col < cols; ++col) at(row, col) = static_cast<float>(source.between(-1, 1));
     }
   }
   float& at(std::int64_t row, std::int64_t col) { return tensor.view<float>()(row, col); }
@@ -623,6 +608,5 @@ int main() {
   asks_the_library(Precision::full, DType::f64);
   says_the_alignments();
   does_without_the_library();
-  std::printf("%s\n", failures == 0 ? "products: all checks passed" : "products: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("products");
 }

@@ -1,7 +1,6 @@
 // What moves rows to a device: the short formats they come in, and the ring of memory they pass through.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <deque>
 #include <stdexcept>
@@ -10,19 +9,12 @@
 
 #include "backend/convert.h"
 #include "ring.h"
+#include "testing.h"
 
 namespace {
 
 using namespace fastsae;
 using fastsae::cuda::Ring;
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 // Every half, by the definition of the format.
 void halves_are_exact() {
@@ -129,10 +121,9 @@ void large_uploads_go_in_parts() {
 void parts_wrap_around() {
   for (const int slots : {1, 2, 3, 7, 64}) {
     LateReader reader(1 << 14, slots);
-    std::uint32_t state = 1;
+    Numbers source(1);
     for (int i = 0; i < 3000; ++i) {
-      state = state * 1664525u + 1013904223u;
-      std::size_t left = 1 + (state >> 16) % (i % 3 == 0 ? 9000 : 300);
+      std::size_t left = 1 + (source.bits() >> 16) % (i % 3 == 0 ? 9000 : 300);
       while (left > 0) left -= reader.send(left);
       if (i % 701 == 0) reader.read_all();
     }
@@ -148,6 +139,5 @@ int main() {
   small_parts_wait_for_nothing();
   large_uploads_go_in_parts();
   parts_wrap_around();
-  std::printf("%s\n", failures == 0 ? "rows: all checks passed" : "rows: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("rows");
 }

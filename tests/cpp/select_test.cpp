@@ -1,7 +1,6 @@
 // Selection as the CUDA backend cuts and runs it, played by one thread, against sorting.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -11,19 +10,12 @@
 
 #include "select_tiles.h"
 #include "serial_select.h"
+#include "testing.h"
 
 namespace {
 
 using namespace fastsae;
 using namespace fastsae::cuda;
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  if (failures <= 20) std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 using Random = std::mt19937_64;
 // The score in a column of a row of n.
@@ -287,6 +279,5 @@ int main() {
   every_distribution(random);
   many_shapes(random);
   a_million_latents(random);
-  std::printf("%s\n", failures == 0 ? "select: all checks passed" : "select: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("select");
 }

@@ -3,7 +3,6 @@
 #include "small.h"
 
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -11,19 +10,12 @@
 #include "core/error.h"
 #include "engine/engine.h"
 #include "like_the_cpu.h"
+#include "testing.h"
 
 namespace {
 
 using namespace fastsae;
 using namespace fastsae::cuda;
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 // The CPU, but steps go through the small path: `most` at once, from rows that are no view of the caller's.
 class SmallDevice final : public LikeTheCpu {
@@ -60,16 +52,6 @@ class SmallDevice final : public LikeTheCpu {
 
   const std::int64_t most_;
 };
-
-// Numbers in (0, 1), the same on every machine.
-std::vector<double> numbers(std::int64_t count, std::uint32_t state) {
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    state = state * 1664525u + 1013904223u;
-    value = (static_cast<double>(state >> 8) + 0.5) / (1 << 24);
-  }
-  return values;
-}
 
 struct Case {
   const char* activation = "sigmoid";
@@ -109,33 +91,6 @@ std::unique_ptr<Engine> engine_of(const Case& c, DType dtype, std::unique_ptr<Ba
     engine->write(name, dtype == DType::f32 ? static_cast<const void*>(floats.data()) : values.data());
   }
   return engine;
-}
-
-std::vector<double> values_of(const Engine& engine, const std::string& name) {
-  const auto size = static_cast<std::size_t>(engine.tensor(name).size());
-  std::vector<double> values(size);
-  if (engine.tensor(name).dtype == DType::f64) {
-    engine.read(name, values.data());
-  } else {
-    std::vector<float> floats(size);
-    engine.read(name, floats.data());
-    values.assign(floats.begin(), floats.end());
-  }
-  return values;
-}
-
-// Of parameters, moments, averages and, on demand, gradients; NaN where one has it.
-double largest_difference(const Engine& a, const Engine& b, bool gradients = true) {
-  double largest = 0;
-  for (const std::string& name : a.names()) {
-    if (!gradients && name.rfind("gradient", 0) == 0) continue;
-    const std::vector<double> x = values_of(a, name), y = values_of(b, name);
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const double difference = std::fabs(x[i] - y[i]);
-      if (!(difference <= largest)) largest = difference;
-    }
-  }
-  return largest;
 }
 
 bool same_metrics(const Metrics& a, const Metrics& b, double tolerance) {
@@ -291,6 +246,5 @@ int main() {
   weightless_batches_are_skipped();
   others_take_the_general_path();
   sizes_are_those_of_the_parts();
-  std::printf("%s\n", failures == 0 ? "small: all checks passed" : "small: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("small");
 }

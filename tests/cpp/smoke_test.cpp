@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdio>
 #include <limits>
 #include <map>
 #include <stdexcept>
@@ -16,18 +15,11 @@
 #include "cpu/pool.h"
 #include "engine/engine.h"
 #include "engine/topk_encoder.h"
+#include "testing.h"
 
 namespace {
 
 using namespace fastsae;
-
-int failures = 0;
-
-void check(bool holds, const char* what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what);
-}
 
 template <class Error, class Body>
 bool throws(Body&& body) {
@@ -62,17 +54,6 @@ ModelSpec model_spec(DType dtype) {
 
 const OptimizerSpec kAdam{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3};
 
-// Numbers in [-1, 1), the same on every machine.
-template <class S>
-std::vector<S> numbers(std::int64_t count, std::uint32_t state) {
-  std::vector<S> values(static_cast<std::size_t>(count));
-  for (S& value : values) {
-    state = state * 1664525u + 1013904223u;
-    value = static_cast<S>(static_cast<double>(state >> 8) / (1 << 23) - 1);
-  }
-  return values;
-}
-
 using Bytes = std::vector<std::byte>;
 
 std::size_t bytes_of(const Tensor& tensor) {
@@ -92,7 +73,7 @@ template <class S>
 struct Fixture {
   Fixture() {
     for (const char* name : {"W1", "W2"}) {
-      std::vector<S> weights = numbers<S>(engine.tensor(name).size(), 7);
+      std::vector<S> weights = numbers<S>(engine.tensor(name).size(), 7, -1);
       for (S& w : weights) w *= S(0.2);
       engine.write(name, weights.data());
     }
@@ -108,7 +89,7 @@ struct Fixture {
     return code;
   }
 
-  const std::vector<S> x = numbers<S>(kRows * kFeatures, 1);
+  const std::vector<S> x = numbers<S>(kRows * kFeatures, 1, -1);
   const std::vector<std::int64_t> order = [] {
     std::vector<std::int64_t> rows;
     for (std::int64_t i = 0; i < kRows; ++i) rows.push_back(i * 7 % kRows);
@@ -271,8 +252,8 @@ void bad_rows_change_nothing() {
 template <class S, class Other>
 void many_threads_select() {
   constexpr std::int64_t kLatents = 1300, kMost = 40;
-  const std::vector<Other> x = numbers<Other>(kRows * kFeatures, 1);
-  const std::vector<S> weight = numbers<S>(kLatents * kFeatures, 2), bias = numbers<S>(kLatents, 3);
+  const std::vector<Other> x = numbers<Other>(kRows * kFeatures, 1, -1);
+  const std::vector<S> weight = numbers<S>(kLatents * kFeatures, 2, -1), bias = numbers<S>(kLatents, 3, -1);
   const auto source = [](const auto& values, std::int64_t rows, std::int64_t cols) {
     using T = std::decay_t<decltype(values[0])>;
     return RowSource{values.data(), rows, cols, cols * static_cast<std::int64_t>(sizeof(T)), dtype_of<T>};
@@ -348,6 +329,5 @@ int main() {
   many_threads_select<float, float>();
   many_threads_select<float, double>();
   many_threads_select<double, float>();
-  std::printf("smoke_test: %d failures (%s, %s)\n", failures, isa_name(), blas_name());
-  return failures == 0 ? 0 : 1;
+  return verdict(text("smoke, ", isa_name(), ", ", blas_name()));
 }

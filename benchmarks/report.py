@@ -1,0 +1,43 @@
+"""What every result says beside its figures: the machine, the versions, the commit and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastsae
+from fastsae import _core
+
+_LOAD = os.getloadavg()[0]  # what others run on the machine makes the ratios rougher
+
+
+def processor() -> str:
+    """Its name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def report(result: dict[str, Any], output: Path | None) -> None:
+    """Print `result` with all that as JSON, and write it to `output` if there is one."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result |= {
+        "isa": _core.isa(),
+        "blas": _core.blas(),
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "load_before": round(_LOAD, 1),
+        "versions": {"fastsae": fastsae.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "commit": commit.stdout.strip(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
