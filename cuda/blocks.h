@@ -29,7 +29,11 @@ struct Out {
   FS_HD S at(std::int64_t row, std::int64_t col) const { return view(row, col); }
   FS_HD void put(std::int64_t row, std::int64_t col, S value) const {
     view(row, col) = value;
-    if (shadow != nullptr) shadow[row * view.stride + col] = Bf16::round(static_cast<float>(value));
+    if (shadow != nullptr) cast(row, col, value);
+  }
+  // Into the shadow alone.
+  FS_HD void cast(std::int64_t row, std::int64_t col, S value) const {
+    shadow[row * view.stride + col] = Bf16::round(static_cast<float>(value));
   }
 };
 
@@ -250,27 +254,41 @@ FS_HD void add_parts(std::int64_t i, const double* partial, std::int64_t parts, 
   into[i] = sum;
 }
 
-// The sum of n doubles: 256 members, each every 256th, then in member order.
+// The sum of a matrix of doubles: 1024 members, each every 1024th of a line; then 32 of them add up 32 each.
 struct TotalShape {
-  static constexpr int members = 256;
+  static constexpr int members = 1024, groups = 32;
 };
 
 struct TotalShared {
   double part[TotalShape::members];
+  double whole[TotalShape::groups];
 };
 
 template <class Team>
 FS_HD void total_block(Team& team, View<const double> of, std::int64_t rows, std::int64_t cols, double scale,
                        TotalShared& shared, double* to) {
+  using Shape = TotalShape;
+  const bool one_line = of.stride == cols;
+  const std::int64_t lines = one_line ? 1 : rows, length = one_line ? rows * cols : cols;
   team.phase([&](int member, NoState&) {
     double sum = 0;
-    for (std::int64_t i = member; i < rows * cols; i += TotalShape::members) sum += of(i / cols, i % cols);
+    for (std::int64_t line = 0; line < lines; ++line) {
+      for (std::int64_t i = member; i < length; i += Shape::members) sum += of(line, i);
+    }
     shared.part[member] = sum;
+  });
+  team.phase([&](int member, NoState&) {
+    if (member >= Shape::groups) return;
+    double sum = 0;
+    FS_UNROLL
+    for (int i = member; i < Shape::members; i += Shape::groups) sum += shared.part[i];
+    shared.whole[member] = sum;
   });
   team.phase([&](int member, NoState&) {
     if (member != 0) return;
     double sum = 0;
-    for (const double part : shared.part) sum += part;
+    FS_UNROLL
+    for (int i = 0; i < Shape::groups; ++i) sum += shared.whole[i];
     *to += scale * sum;
   });
 }

@@ -147,7 +147,7 @@ __global__ void fill_kernel(Out<S> to, std::int64_t rows, std::int64_t cols, S v
 template <class S>
 __global__ void shadow_kernel(Out<S> of, std::int64_t rows, std::int64_t cols) {
   const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < rows * cols) of.put(i / cols, i % cols, of.at(i / cols, i % cols));
+  if (i < rows * cols) of.cast(i / cols, i % cols, of.at(i / cols, i % cols));
 }
 
 }  // namespace

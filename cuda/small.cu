@@ -13,7 +13,7 @@ template <class S>
 __global__ void __launch_bounds__(SmallTeam::members, 1)
     small_kernel(const __grid_constant__ SmallModel model, const __grid_constant__ SmallLayout layout,
                  const __grid_constant__ SmallBatches batches) {
-  extern __shared__ std::byte memory[];
+  extern __shared__ __align__(16) std::byte memory[];  // read by fours
   using Steps = SmallSteps<S>;
   BlockTeam<typename Steps::State> team;
   Steps(model, layout, batches, memory).run(team);

@@ -49,7 +49,9 @@ class SmallSteps {
       team.phase([&](int member, State&) {
         Deal deal{member};
         deal(SmallLayout::kSums * SmallTeam::lanes, [&](int i) {
-          doubles(at_.few_sums)[i] = sum_of(doubles(at_.member_sums) + i * SmallTeam::lanes);
+          const int k = i / SmallTeam::lanes, lane = i % SmallTeam::lanes;
+          doubles(at_.few_sums)[i] =
+              sum_of(doubles(at_.member_sums) + k * SmallTeam::members + lane, SmallTeam::lanes);
         });
         if (step + 1 < batches_.steps) fetch_batch(team, deal, step + 1);
       });
@@ -85,9 +87,10 @@ class SmallSteps {
   FS_HD StepScalars* scalars_of(int step) const {
     return reinterpret_cast<StepScalars*>(memory_ + at_.scalars.at) + step % 2;
   }
-  FS_HD static double sum_of(const double* values) {
+  // Members beside each other add up numbers beside each other: no two meet in a bank.
+  FS_HD static double sum_of(const double* values, int apart) {
     double sum = 0;
-    for (int i = 0; i < SmallTeam::lanes; ++i) sum += values[i];
+    for (int i = 0; i < SmallTeam::lanes; ++i) sum += values[i * apart];
     return sum;
   }
 
@@ -290,7 +293,7 @@ class SmallSteps {
   FS_HD void close(const StepScalars* scalars) const {
     double* totals = doubles(at_.totals);
     for (int k = 0; k < SmallLayout::kSums; ++k)
-      totals[k] = sum_of(doubles(at_.few_sums) + k * SmallTeam::lanes);
+      totals[k] = sum_of(doubles(at_.few_sums) + k * SmallTeam::lanes, 1);
     totals[kElementPenalty] *= model_.element_beta;
     totals[kKl] *= model_.kl_beta;
     with_kernel(TypeList<CloseStep>{}, model_.close, [&](auto& kernel) {

@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "like_the_cpu.h"
 #include "testing.h"
+#include "thread_team.h"
 
 namespace {
 
@@ -20,7 +21,7 @@ using namespace fastsae::cuda;
 // The CPU, but steps go through the small path: `most` at once, from rows that are no view of the caller's.
 class SmallDevice final : public LikeTheCpu {
  public:
-  explicit SmallDevice(std::int64_t most) : most_(most) {}
+  explicit SmallDevice(std::int64_t most, bool by_threads = false) : most_(most), by_threads_(by_threads) {}
   std::int64_t small_steps(const SmallModel& model, std::int64_t rows) override {
     return fits(model, rows, 4 << 20) ? most_ : 0;
   }
@@ -46,11 +47,15 @@ class SmallDevice final : public LikeTheCpu {
     check(bytes % 16 == 0, "the layout is whole 16 bytes");
     const Memory memory(std::aligned_alloc(16, bytes), [](void* p) { std::free(p); });
     std::memset(memory.get(), 0xff, bytes);  // NaN: nothing may be read that was not written
-    SerialTeam<typename SmallSteps<S>::State> team(SmallTeam::members);
-    SmallSteps<S>(model, layout, batches, static_cast<std::byte*>(memory.get())).run(team);
+    using State = typename SmallSteps<S>::State;
+    const SmallSteps<S> steps(model, layout, batches, static_cast<std::byte*>(memory.get()));
+    if (by_threads_) return play_by_threads<State>(SmallTeam::members, [&](auto& team) { steps.run(team); });
+    SerialTeam<State> team(SmallTeam::members);
+    steps.run(team);
   }
 
   const std::int64_t most_;
+  const bool by_threads_;
 };
 
 struct Case {
@@ -162,6 +167,21 @@ void every_size() {
   }
 }
 
+// The same bits from members that are threads, which the thread sanitizer then watches: see races_test.cpp.
+template <class S>
+void threads_give_the_same_bits() {
+  Case c;
+  c.features = 19, c.hidden = 37, c.moving = true;
+  const auto serial = engine_of(c, dtype_of<S>, std::make_unique<SmallDevice>(3));
+  const auto threads = engine_of(c, dtype_of<S>, std::make_unique<SmallDevice>(3, true));
+  const std::vector<double> data = numbers(c.rows * c.features, 1), weights = numbers(c.rows, 2);
+  const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
+  for (Engine* engine : {serial.get(), threads.get()})
+    engine->run(x, weights.data(), nullptr, c.rows, c.batch);
+  check(largest_difference(*serial, *threads) == 0, "threads: parameters, state and gradients");
+  check(same_metrics(serial->metrics(), threads->metrics(), 0), "threads: metrics");
+}
+
 // The bad row is in the 6th of 10 steps, alone in its launch or among others: five steps count, no later one does.
 void a_bad_row_stops_the_steps_after_it(std::int64_t most) {
   Case c;
@@ -242,6 +262,8 @@ void sizes_are_those_of_the_parts() {
 int main() {
   every_formula();
   every_size();
+  threads_give_the_same_bits<float>();
+  threads_give_the_same_bits<double>();
   for (const std::int64_t most : {1, 4, 6, 100}) a_bad_row_stops_the_steps_after_it(most);
   weightless_batches_are_skipped();
   others_take_the_general_path();

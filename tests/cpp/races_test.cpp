@@ -1,0 +1,193 @@
+// Every block algorithm played by threads: it must give the bits that the serial team gives, and the thread sanitizer
+// must find no race in it.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "blocks.h"
+#include "core/error.h"
+#include "emulated_cores.h"
+#include "kernels/list.h"
+#include "rows.h"
+#include "select.h"
+#include "tensor_blocks.h"
+#include "thread_team.h"
+
+namespace {
+
+using namespace fastsae;
+using namespace fastsae::cuda;
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// Shared memory as it is found: nothing may be read that was not written.
+template <class Shared>
+std::unique_ptr<Shared, void (*)(Shared*)> poisoned() {
+  void* memory = std::aligned_alloc(64, (sizeof(Shared) + 63) / 64 * 64);
+  std::memset(memory, 0xff, sizeof(Shared));
+  return {static_cast<Shared*>(memory), [](Shared* shared) { std::free(shared); }};
+}
+
+struct None {};
+
+// run(team, shared, to, sums): `to` and `sums` are what it works on.
+template <class State, class Shared, class S, class Run>
+void same_bits(const std::string& name, int members, const std::vector<S>& before, std::size_t sums,
+               const Run& run) {
+  std::vector<S> to[2] = {before, before};
+  std::vector<double> summed[2] = {std::vector<double>(sums, -1), std::vector<double>(sums, -1)};
+  const auto serial_shared = poisoned<Shared>(), shared = poisoned<Shared>();
+  SerialTeam<State> serial(members);
+  run(serial, *serial_shared, to[0], summed[0]);
+  play_by_threads<State>(members, [&](auto& team) { run(team, *shared, to[1], summed[1]); });
+  check(std::memcmp(to[0].data(), to[1].data(), before.size() * sizeof(S)) == 0, name + ": elements");
+  check(std::memcmp(summed[0].data(), summed[1].data(), sums * sizeof(double)) == 0, name + ": sums");
+  check(std::memcmp(to[0].data(), before.data(), before.size() * sizeof(S)) != 0 || sums > 0,
+        name + ": something was done");
+}
+
+// Numbers in (-1, 1), many of them equal.
+template <class S>
+std::vector<S> numbers(std::int64_t count, std::uint32_t state) {
+  std::vector<S> values(static_cast<std::size_t>(count));
+  for (S& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<S>(state >> 22) / 512 - 1;
+  }
+  return values;
+}
+
+template <class S>
+void passes() {
+  constexpr std::int64_t rows = 70, cols = 40;
+  const auto bias = numbers<S>(cols, 1), weight = numbers<S>(rows, 2), target = numbers<S>(rows * cols, 3);
+  const auto before = numbers<S>(rows * cols, 4);
+  const Activate<S, Sigmoid, L1Penalty> activate{bias.data(), weight.data()};
+  const auto out = [](std::vector<S>& to) { return Out<S>(View<S>{to.data(), cols}, nullptr); };
+  same_bits<NoState, MapShared<Activate<S, Sigmoid, L1Penalty>>>(
+      "map", MapShape::members, before, 2 * cols, [&](auto& team, auto& shared, auto& to, auto& sums) {
+        map_block(team, activate, out(to), Tile{0, 32, rows, cols}, shared, sums.data());
+      });
+  using Loss = RowLoss<S, Sigmoid, SquaredError>;
+  const Loss loss{bias.data(), {target.data(), cols}};
+  same_bits<NoState, RowShared<Loss>>(
+      "row sums", RowShape::members, before, rows, [&](auto& team, auto& shared, auto& to, auto& sums) {
+        row_block(team, loss, out(to), Tile{64, 0, rows, cols}, shared, sums.data());
+      });
+  constexpr std::int64_t inner = 40;
+  const auto a = numbers<S>(rows * inner, 5), b = numbers<S>(cols * inner, 6);
+  same_bits<ProductState<S>, ProductShared<Activate<S, Sigmoid, L1Penalty>>>(
+      "product", ProductShape::members, before, 2 * cols,
+      [&](auto& team, auto& shared, auto& to, auto& sums) {
+        product_block(team, activate, Strided<S>{a.data(), inner, 1}, Strided<S>{b.data(), 1, cols}, inner,
+                      true, out(to), Tile{64, 0, rows, cols}, shared, sums.data());
+      });
+}
+
+template <class Cores, class Shape>
+void tensor_products() {
+  constexpr std::int64_t rows = 70, cols = 40, inner = 150;
+  const auto bias = numbers<float>(cols, 1), weight = numbers<float>(rows, 2);
+  const auto a = numbers<float>(rows * inner, 5), b = numbers<float>(cols * inner, 6);
+  using K = Activate<float, Sigmoid, L1Penalty>;
+  const K activate{bias.data(), weight.data()};
+  same_bits<TensorState<Shape>, TensorShared<Shape>>(
+      text("tiles of ", Shape::tile, ", depth ", Cores::depth), Shape::members,
+      numbers<float>(rows * cols, 4), 2 * cols, [&](auto& team, auto& shared, auto& to, auto& sums) {
+        const Tile tile{Shape::tile, 0, rows, cols};
+        sum_tile<Cores, Shape>(team, Strided<float>{a.data(), inner, 1}, Strided<float>{b.data(), 1, cols},
+                               inner, tile, shared);
+        finish_tile<K, Shape>(team, activate, true, Out<float>(View<float>{to.data(), cols}, nullptr), tile,
+                              shared, sums.data());
+      });
+}
+
+// Two in a row with the same shared memory, as one launch adds them.
+void totals() {
+  const auto values = numbers<double>(3 * 5000, 7);
+  same_bits<NoState, TotalShared>(
+      "totals", TotalShape::members, std::vector<double>(1, 0.5), 1,
+      [&](auto& team, auto& shared, auto& to, auto& sums) {
+        total_block(team, View<const double>{values.data(), 5000}, 3, 4999, 0.5, shared, to.data());
+        total_block(team, View<const double>{values.data(), 2500}, 6, 2500, 1, shared, to.data());
+        total_block(team, View<const double>{values.data(), 1}, 7, 1, 1, shared, sums.data());
+      });
+}
+
+// Not inlined: gcc 12 sees faults in a row whose first column it knows.
+template <class S, class Team>
+[[gnu::noinline]] void select_chunk(Team& team, const S* scores, std::int32_t first, std::int32_t cols,
+                                    const SelectedRow<S>& best, SelectShared<S>& shared) {
+  select_row(team, ScoreRow<S>{scores, first, cols}, best, shared);
+}
+
+// Two chunks of a row: many ties, so that the bar is raised by key and by place, then NaN and a few that enter.
+template <class S>
+void selection(std::int32_t first, std::int32_t cols, std::int32_t k) {
+  auto scores = numbers<S>(16384, 8);
+  scores[30] = scores[8999] = std::numeric_limits<S>::quiet_NaN();
+  for (int i = 1000; i < 5001; ++i) scores[static_cast<std::size_t>(i)] = 1;
+  struct alignas(16) Chunk {
+    S scores[16384];
+  };
+  const auto left = std::make_unique<Chunk>(), right = std::make_unique<Chunk>();
+  std::memcpy(left->scores, scores.data(), static_cast<std::size_t>(first) * sizeof(S));
+  std::memcpy(right->scores, scores.data() + first, static_cast<std::size_t>(cols - first) * sizeof(S));
+  same_bits<SelectState<S>, SelectShared<S>>(
+      text("selection of ", k, ", ", sizeof(S) * 8, " bits"), SelectShape::members,
+      std::vector<S>(static_cast<std::size_t>(k)), static_cast<std::size_t>(k),
+      [&](auto& team, auto& shared, auto& to, auto& sums) {
+        const View<std::int32_t> indices{reinterpret_cast<std::int32_t*>(sums.data()), k};
+        const SelectedRow<S> best{Out<S>(View<S>{to.data(), k}, nullptr), indices, 0, k};
+        select_chunk(team, left->scores, 0, first, best, shared);
+        select_chunk(team, right->scores, first, cols - first, best, shared);
+      });
+}
+
+void rows() {
+  constexpr std::int64_t count = 13, cols = 150;
+  const auto source = numbers<double>(count * cols, 9);
+  const std::vector<std::int64_t> order = {5, 3, 12, 0, 1, 1, 7, 6, 2, 10, 9, 4, 8};
+  const RowSource from{source.data(), count, cols, cols * 8, DType::f64};
+  same_bits<NoState, None>("gather", GatherShape::members, std::vector<float>(count * cols), 0,
+                           [&](auto& team, None&, auto& to, auto&) {
+                             gather_block(team, OrderedRows<double>(from, order.data()),
+                                          Out<float>(View<float>{to.data(), cols}, nullptr),
+                                          Tile{8, 0, count, cols});
+                           });
+  same_bits<NoState, SearchShared>("search", SearchShape::members, std::vector<std::int64_t>(1, -1), 0,
+                                   [&](auto& team, auto& shared, auto& to, auto&) {
+                                     search_block(team, OrderedRows<double>(from, nullptr), -0.99, 0.99,
+                                                  Tile{0, 0, count, cols}, shared, to.data());
+                                   });
+}
+
+}  // namespace
+
+int main() {
+  passes<float>();
+  passes<double>();
+  tensor_products<EmulatedTf32, SmallTile>();
+  tensor_products<EmulatedBf16, SmallTile>();
+  tensor_products<EmulatedTf32, LargeTile>();
+  tensor_products<EmulatedBf16, LargeTile>();
+  totals();
+  const std::int32_t selections[][3] = {{5001, 9000, 70}, {600, 9000, 512}, {1, 5000, 1}};
+  for (const auto& [first, cols, k] : selections) {
+    selection<float>(first, cols, k);
+    selection<double>(first, cols, k);
+  }
+  rows();
+  std::printf("%s\n", failures == 0 ? "races: all checks passed" : "races: FAILED");
+  return failures == 0 ? 0 : 1;
+}
