@@ -15,20 +15,13 @@
 #include "rows.h"
 #include "select.h"
 #include "tensor_blocks.h"
+#include "testing.h"
 #include "thread_team.h"
 
 namespace {
 
 using namespace fastsae;
 using namespace fastsae::cuda;
-
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
 
 // Shared memory as it is found: nothing may be read that was not written.
 template <class Shared>
@@ -58,7 +51,7 @@ void same_bits(const std::string& name, int members, const std::vector<S>& befor
 
 // Numbers in (-1, 1), many of them equal.
 template <class S>
-std::vector<S> numbers(std::int64_t count, std::uint32_t state) {
+std::vector<S> rough_numbers(std::int64_t count, std::uint32_t state) {
   std::vector<S> values(static_cast<std::size_t>(count));
   for (S& value : values) {
     state = state * 1664525u + 1013904223u;
@@ -70,8 +63,9 @@ std::vector<S> numbers(std::int64_t count, std::uint32_t state) {
 template <class S>
 void passes() {
   constexpr std::int64_t rows = 70, cols = 40;
-  const auto bias = numbers<S>(cols, 1), weight = numbers<S>(rows, 2), target = numbers<S>(rows * cols, 3);
-  const auto before = numbers<S>(rows * cols, 4);
+  const auto bias = rough_numbers<S>(cols, 1), weight = rough_numbers<S>(rows, 2),
+             target = rough_numbers<S>(rows * cols, 3);
+  const auto before = rough_numbers<S>(rows * cols, 4);
   const Activate<S, Sigmoid, L1Penalty> activate{bias.data(), weight.data()};
   const auto out = [](std::vector<S>& to) { return Out<S>(View<S>{to.data(), cols}, nullptr); };
   same_bits<NoState, MapShared<Activate<S, Sigmoid, L1Penalty>>>(
@@ -85,7 +79,7 @@ void passes() {
         row_block(team, loss, out(to), Tile{64, 0, rows, cols}, shared, sums.data());
       });
   constexpr std::int64_t inner = 40;
-  const auto a = numbers<S>(rows * inner, 5), b = numbers<S>(cols * inner, 6);
+  const auto a = rough_numbers<S>(rows * inner, 5), b = rough_numbers<S>(cols * inner, 6);
   same_bits<ProductState<S>, ProductShared<Activate<S, Sigmoid, L1Penalty>>>(
       "product", ProductShape::members, before, 2 * cols,
       [&](auto& team, auto& shared, auto& to, auto& sums) {
@@ -97,13 +91,13 @@ void passes() {
 template <class Cores, class Shape>
 void tensor_products() {
   constexpr std::int64_t rows = 70, cols = 40, inner = 150;
-  const auto bias = numbers<float>(cols, 1), weight = numbers<float>(rows, 2);
-  const auto a = numbers<float>(rows * inner, 5), b = numbers<float>(cols * inner, 6);
+  const auto bias = rough_numbers<float>(cols, 1), weight = rough_numbers<float>(rows, 2);
+  const auto a = rough_numbers<float>(rows * inner, 5), b = rough_numbers<float>(cols * inner, 6);
   using K = Activate<float, Sigmoid, L1Penalty>;
   const K activate{bias.data(), weight.data()};
   same_bits<TensorState<Shape>, TensorShared<Shape>>(
       text("tiles of ", Shape::tile, ", depth ", Cores::depth), Shape::members,
-      numbers<float>(rows * cols, 4), 2 * cols, [&](auto& team, auto& shared, auto& to, auto& sums) {
+      rough_numbers<float>(rows * cols, 4), 2 * cols, [&](auto& team, auto& shared, auto& to, auto& sums) {
         const Tile tile{Shape::tile, 0, rows, cols};
         sum_tile<Cores, Shape>(team, Strided<float>{a.data(), inner, 1}, Strided<float>{b.data(), 1, cols},
                                inner, tile, shared);
@@ -114,7 +108,7 @@ void tensor_products() {
 
 // Two in a row with the same shared memory, as one launch adds them.
 void totals() {
-  const auto values = numbers<double>(3 * 5000, 7);
+  const auto values = rough_numbers<double>(3 * 5000, 7);
   same_bits<NoState, TotalShared>(
       "totals", TotalShape::members, std::vector<double>(1, 0.5), 1,
       [&](auto& team, auto& shared, auto& to, auto& sums) {
@@ -134,7 +128,7 @@ template <class S, class Team>
 // Two chunks of a row: many ties, so that the bar is raised by key and by place, then NaN and a few that enter.
 template <class S>
 void selection(std::int32_t first, std::int32_t cols, std::int32_t k) {
-  auto scores = numbers<S>(16384, 8);
+  auto scores = rough_numbers<S>(16384, 8);
   scores[30] = scores[8999] = std::numeric_limits<S>::quiet_NaN();
   for (int i = 1000; i < 5001; ++i) scores[static_cast<std::size_t>(i)] = 1;
   struct alignas(16) Chunk {
@@ -156,7 +150,7 @@ void selection(std::int32_t first, std::int32_t cols, std::int32_t k) {
 
 void rows() {
   constexpr std::int64_t count = 13, cols = 150;
-  const auto source = numbers<double>(count * cols, 9);
+  const auto source = rough_numbers<double>(count * cols, 9);
   const std::vector<std::int64_t> order = {5, 3, 12, 0, 1, 1, 7, 6, 2, 10, 9, 4, 8};
   const RowSource from{source.data(), count, cols, cols * 8, DType::f64};
   same_bits<NoState, None>("gather", GatherShape::members, std::vector<float>(count * cols), 0,
@@ -188,6 +182,5 @@ int main() {
     selection<double>(first, cols, k);
   }
   rows();
-  std::printf("%s\n", failures == 0 ? "races: all checks passed" : "races: FAILED");
-  return failures == 0 ? 0 : 1;
+  return verdict("races_test");
 }
