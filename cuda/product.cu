@@ -72,18 +72,19 @@ bool has_product(const Kernel* kernel) {
 void launch_product(const ProductCall& call, Means means, Precision precision, const Kernel* kernel,
                     Sums sums, double* partial, cudaStream_t stream) {
   const bool columns = kernel != nullptr && kernel->pass == Pass::col_sum && sums.into.exists();
-  if (!columns) partial = nullptr;
+  static_assert(LargeTile::tile == ProductShape::tile);
+  const unsigned parts =
+      blocks_of(call.out.rows, means == Means::small_tiles ? SmallTile::tile : ProductShape::tile);
+  // The sums of a single row of tiles are complete at once.
+  const bool whole = parts == 1 && !sums.accumulate;
+  double* into = !columns ? nullptr : whole ? sums.into.as<double>() : partial;
   if (means != Means::plain)
-    launch_tensor_product(call, means, precision, kernel, partial, stream);
+    launch_tensor_product(call, means, precision, kernel, into, stream);
   else if (kernel == nullptr)
-    with_scalar(call.out.dtype, [&](auto s) { launch_with(Keep<decltype(s)>{}, {call, partial, stream}); });
+    with_scalar(call.out.dtype, [&](auto s) { launch_with(Keep<decltype(s)>{}, {call, into, stream}); });
   else
-    Table<KernelList>::launch[kernel->index](kernel->bytes, {call, partial, stream});
-  if (columns) {
-    const int height = means == Means::small_tiles ? SmallTile::tile : ProductShape::tile;
-    static_assert(LargeTile::tile == ProductShape::tile);
-    launch_add_parts(partial, blocks_of(call.out.rows, height), kernel->sums * call.out.cols, sums, stream);
-  }
+    Table<KernelList>::launch[kernel->index](kernel->bytes, {call, into, stream});
+  if (columns && !whole) launch_add_parts(partial, parts, kernel->sums * call.out.cols, sums, stream);
 }
 
 std::size_t partial_doubles(const Kernel* kernel, const Tensor& out) {

@@ -346,7 +346,9 @@ void choice() {
     check(choose(large, large, 8, bf16, true, false) == Means::large_tiles, "without shadows bf16 is ours");
     check(choose(large, large, 8, tf32, true, false) == Means::cublaslt, "tf32 needs no shadows");
   }
-  check(choose(256, 196, 784, full, true) == Means::plain, "full precision has plain tiles");
+  check(choose(100, 64, 64, full, true) == Means::plain, "full precision has plain tiles");
+  check(choose(256, 196, 784, full, true) == Means::cublaslt, "for small products");
+  check(choose(256, 196, 784, full, false) == Means::plain, "or without the library");
   check(choose(4096, 4096, 64, full, false) == Means::plain, "of any size");
   check(choose(64, 64, 64, tf32, true, false, DType::f64) == Means::plain, "doubles are never rounded");
   check(choose(64 * 10, 64 * 10, 64, tf32, false) == Means::large_tiles, "a hundred large tiles are enough");
