@@ -64,6 +64,37 @@ class BlockTeam {
   State state_{};
 };
 #else
+// Copies as late as the device may make them: what is read too early is not there.
+class LateCopies {
+ public:
+  void start(void* to, const void* from, int bytes, int valid) {
+    const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+    if (places % bytes != 0) throw std::logic_error("a copy that a device would refuse: it is not aligned");
+    open_.push_back({to, from, bytes, valid});
+  }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  void finish_all_but(std::size_t later) {
+    for (; groups_.size() > later; groups_.pop_front()) {
+      for (const Copy& copy : groups_.front()) {
+        std::memcpy(copy.to, copy.from, copy.valid);
+        std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+      }
+    }
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes, valid;
+  };
+  std::vector<Copy> open_;
+  std::deque<std::vector<Copy> > groups_;
+};
+
 template <class State>
 class SerialTeam {
  public:
@@ -82,34 +113,17 @@ class SerialTeam {
   }
   template <int bytes>
   void copy(void* to, const void* from, int valid) {
-    const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
-    if (places % bytes != 0) throw std::logic_error("a copy that a device would refuse: it is not aligned");
-    open_.push_back({to, from, bytes, valid});
+    copies_.start(to, from, bytes, valid);
   }
-  void commit() {
-    groups_.push_back(std::move(open_));
-    open_.clear();
-  }
-  // As late as the device may: what is read too early is not there.
+  void commit() { copies_.commit(); }
   template <int later>
   void arrive() {
-    for (; groups_.size() > later; groups_.pop_front()) {
-      for (const Copy& copy : groups_.front()) {
-        std::memcpy(copy.to, copy.from, copy.valid);
-        std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
-      }
-    }
+    copies_.finish_all_but(later);
   }
 
  private:
-  struct Copy {
-    void* to;
-    const void* from;
-    int bytes, valid;
-  };
   std::vector<State> states_;
-  std::vector<Copy> open_;
-  std::deque<std::vector<Copy> > groups_;
+  LateCopies copies_;
 };
 #endif
 

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <barrier>
-#include <cstring>
 #include <deque>
 #include <thread>
-#include <utility>
 #include <vector>
+
+#include "team.h"
 
 namespace fastsae::cuda {
 
@@ -43,37 +43,22 @@ class ThreadTeam {
     if (member_ % 32 == 0) run(&block_.states[static_cast<std::size_t>(member_)]);
     lanes.arrive_and_wait();
   }
-  // As late as the device may, and nobody but this member sees it before the barrier.
+  // Nobody but this member sees its copies before the barrier.
   template <int bytes>
   void copy(void* to, const void* from, int valid) {
-    open_.push_back({to, from, bytes, valid});
+    copies_.start(to, from, bytes, valid);
   }
-  void commit() {
-    groups_.push_back(std::move(open_));
-    open_.clear();
-  }
+  void commit() { copies_.commit(); }
   template <int later>
   void arrive() {
-    for (; groups_.size() > later; groups_.pop_front()) {
-      for (const Copy& copy : groups_.front()) {
-        std::memcpy(copy.to, copy.from, static_cast<std::size_t>(copy.valid));
-        std::memset(static_cast<char*>(copy.to) + copy.valid, 0,
-                    static_cast<std::size_t>(copy.bytes - copy.valid));
-      }
-    }
+    copies_.finish_all_but(later);
     block_.all.arrive_and_wait();
   }
 
  private:
-  struct Copy {
-    void* to;
-    const void* from;
-    int bytes, valid;
-  };
   ThreadBlock<State>& block_;
   const int member_;
-  std::vector<Copy> open_;
-  std::deque<std::vector<Copy> > groups_;
+  LateCopies copies_;
 };
 
 // run(team) by every member of a block.
