@@ -51,7 +51,7 @@ def test_a_model_of_a_missing_gpu_loads_on_another_device(tmp_path: object) -> N
 
 def test_the_core_names_a_bad_device() -> None:
     with pytest.raises(ValueError, match="device: expected"):
-        _core.Engine(fastsae.Config(1, (fastsae.LayerConfig(1),)).to_dict(), 0, "tpu")
+        _core.Engine(fastsae.Config(1, (fastsae.LayerConfig(1),)).core(), "tpu")
 
 
 @pytest.fixture

@@ -359,9 +359,7 @@ def adam_complement_of_beta_in_float32(patch: Patch) -> None:
 @fault(training_of(optimizer="adam"))
 def adam_counts_steps_from_two(patch: Patch) -> None:
     original = optimizers.StepScalars.at
-    patch.setattr(
-        layered.StepScalars, "at", staticmethod(lambda config, t, is_weight: original(config, t + 1, is_weight))
-    )
+    patch.setattr(layered.StepScalars, "at", staticmethod(lambda config, t, decay: original(config, t + 1, decay)))
 
 
 @fault(training_of(optimizer="momentum"))

@@ -626,6 +626,8 @@ def test_both_sides_have_the_same_names() -> None:
 # Field -> (options of the model it is changed in, other values). A value must change a result or raise.
 FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "n_features": ({}, [D + 1]),
+    "input_shape": ({}, [(1, D + 1, 1)]),
+    "n_outputs": ({}, [D + 1]),
     "n_encoder_layers": ({}, [0, 2]),
     "loss": ({}, ["cross_entropy"]),
     "loss_reduction": ({}, ["sum", "mean"]),
@@ -648,6 +650,7 @@ LAYER_FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "penalty": ({}, ["kl", "l1", "log"]),
     "beta": ({"penalty": "kl"}, [0.0, 1.5]),
     "rho": ({"penalty": "kl"}, [0.1, 0.9]),
+    "weight_decay": ({}, [0.0, 0.3]),
 }
 
 

@@ -445,7 +445,7 @@ def run_optimizer(name: str, gradients: list[float], decay: float = 0.0, is_weig
     optimizer, p, path = OPTIMIZERS[name], np.array([2.0]), []
     moments: tuple[Any, ...] = (np.zeros(1),) * optimizer.n_moments
     for t, g in enumerate(gradients, 1):
-        p, moments = optimizer.update(p, np.array([g]), moments, StepScalars.at(config, t, is_weight))
+        p, moments = optimizer.update(p, np.array([g]), moments, StepScalars.at(config, t, decay if is_weight else 0.0))
         path.append(float(p[0]))
     return path
 
@@ -519,7 +519,7 @@ def test_second_step_uses_the_state(optimizer: str) -> None:
         _, gradients = model.value_and_gradient(X)
         expected = {}
         for name, p in model.parameters.items():
-            scalars = StepScalars.at(model.config, t, name.startswith("W"))
+            scalars = StepScalars.at(model.config, t, model.config.weight_decay * name.startswith("W"))
             expected[name], state[name] = rule.update(p, gradients[name], state[name], scalars)
         model.step(X)
         for name, p in model.parameters.items():

@@ -283,8 +283,8 @@ def test_resume_refuses_another_batch_size_within_an_epoch(monkeypatch: pytest.M
     sae = make(max_epochs=0).fit(X).set_params(max_epochs=2)
     run_epoch = Engine.run_epoch
 
-    def interrupted(self: Engine, chunk: Any, order: Any, batch_size: int, sample_weight: Any) -> None:
-        run_epoch(self, chunk, order[: 3 * batch_size], batch_size, sample_weight)
+    def interrupted(self: Engine, chunk: Any, order: Any, batch_size: int, sample_weight: Any, **rest: Any) -> None:
+        run_epoch(self, chunk, order[: 3 * batch_size], batch_size, sample_weight, **rest)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "run_epoch", interrupted)
@@ -315,9 +315,9 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     seen: list[np.ndarray] = []
     run_epoch = Engine.run_epoch
 
-    def spy(self: Engine, chunk: Any, order: Any = None, *rest: Any) -> None:
+    def spy(self: Engine, chunk: Any, order: Any = None, *rest: Any, **named: Any) -> None:
         seen.append(np.array(order))
-        run_epoch(self, chunk, order, *rest)
+        run_epoch(self, chunk, order, *rest, **named)
 
     monkeypatch.setattr(Engine, "run_epoch", spy)
     return seen

@@ -69,6 +69,17 @@ struct Total {
   double* to;
 };
 
+// Square windows over images of [images * height * width x channels]: the one at (y, x) begins at the pixel
+// (y * stride - padding, x * stride - padding); pixels outside of an image are 0. Columns are
+// [images * rows * cols x kernel * kernel * channels]: one window a row, its pixels one after the other.
+struct Windows {
+  std::int64_t channels, height, width;
+  std::int64_t kernel, stride, padding;
+  std::int64_t rows, cols;  // windows down and across an image
+  std::int64_t per_image() const { return rows * cols; }
+  std::int64_t size() const { return kernel * kernel * channels; }
+};
+
 // The k largest of each row of x weight' + bias and the columns they are in, in the order of kernels/selection.h.
 struct Selection {
   Tensor x;        // [rows x width]
@@ -110,6 +121,10 @@ class Backend {
   virtual void map_each(std::span<const Mapped> items) = 0;
   // An encoder product and its selection; rows x latents is never stored.
   virtual void encode_select(const Selection& selection) = 0;
+  // Copies each window of the images into its row of `columns`.
+  virtual void unfold(const Windows& windows, Tensor images, Tensor columns) = 0;
+  // Its transpose: each pixel becomes the sum of its places in `columns`, then the kernel runs on it.
+  virtual void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) = 0;
   virtual void copy(Tensor to, Tensor from) = 0;
   virtual void fill(Tensor to, double value) = 0;
   // Row i of out is row order[i] of the source (row i if order is null), converted to out's type.

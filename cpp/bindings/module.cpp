@@ -79,22 +79,50 @@ T option(const py::dict& options, const char* name) {
   return options[name].cast<T>();
 }
 
-std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, const std::string& device,
-                                    std::int64_t full_batch_rows) {
+Shape shape_from(const py::dict& layer, const char* name) {
+  const auto [channels, height, width] =
+      option<std::tuple<std::int64_t, std::int64_t, std::int64_t>>(layer, name);
+  return {channels, height, width};
+}
+
+LayerSpec layer_from(const py::dict& layer) {
+  LayerSpec spec;
+  spec.kind = option<std::string>(layer, "kind");
+  spec.number = option<std::int64_t>(layer, "number");
+  spec.in = shape_from(layer, "in");
+  spec.out = shape_from(layer, "out");
+  spec.activation = option<std::string>(layer, "activation");
+  spec.penalty = option<std::string>(layer, "penalty");
+  spec.beta = option<double>(layer, "beta");
+  spec.rho = option<double>(layer, "rho");
+  spec.weight_decay = option<double>(layer, "weight_decay");
+  spec.per_position = option<bool>(layer, "per_position");
+  spec.kernel = option<std::int64_t>(layer, "kernel");
+  spec.stride = option<std::int64_t>(layer, "stride");
+  spec.padding = option<std::int64_t>(layer, "padding");
+  spec.winners = option<std::string>(layer, "winners");
+  spec.lifetime = option<double>(layer, "lifetime");
+  spec.free_bits = option<double>(layer, "free_bits");
+  spec.warm_up = option<double>(layer, "warm_up");
+  return spec;
+}
+
+// What fastsae.Config.core() made.
+std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device, std::int64_t full_batch_rows) {
   const auto name = option<std::string>(c, "optimizer");
   ModelSpec model;
   model.n_features = option<std::int64_t>(c, "n_features");
-  for (const py::handle item : c["layers"]) {
-    const auto layer = item.cast<py::dict>();
-    model.layers.push_back({option<std::int64_t>(layer, "units"), option<std::string>(layer, "activation"),
-                            option<std::string>(layer, "penalty"), option<double>(layer, "beta"),
-                            option<double>(layer, "rho")});
-  }
-  model.code_layer = code_layer;
+  model.n_outputs = option<std::int64_t>(c, "n_outputs");
+  for (const py::handle item : c["layers"]) model.layers.push_back(layer_from(item.cast<py::dict>()));
+  model.code_layer = option<std::int64_t>(c, "code_layer");
+  model.corruption = {option<std::string>(c, "corruption"), option<double>(c, "corruption_level"),
+                      option<double>(c, "corruption_low"),  option<double>(c, "corruption_high"),
+                      option<double>(c, "emphasis"),        option<double>(c, "emphasis_rest")};
+  model.contraction = {option<double>(c, "contraction"), option<double>(c, "contraction_hessian"),
+                       option<double>(c, "contraction_noise")};
   model.loss = option<std::string>(c, "loss");
   model.loss_reduction = option<std::string>(c, "loss_reduction");
   model.tied = option<bool>(c, "tied");
-  model.weight_decay = option<double>(c, "weight_decay");
   model.decoupled_decay = name == "adamw";
   model.moving_rho_hat = option<std::string>(c, "rho_hat") == "ema";
   model.rho_hat_decay = option<double>(c, "rho_hat_decay");
@@ -104,8 +132,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, std::int64_t code_layer, 
                                 option<double>(c, "momentum"),
                                 option<double>(c, "beta1"),
                                 option<double>(c, "beta2"),
-                                option<double>(c, "epsilon"),
-                                model.weight_decay};
+                                option<double>(c, "epsilon")};
   const Precision precision = precision_from(option<std::string>(c, "precision"));
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
@@ -135,15 +162,35 @@ void write_tensor(Engine& engine, const std::string& name, const py::array& valu
   engine.write(name, from);
 }
 
-void run_epoch(Engine& engine, const Rows& x, const Order& order, std::int64_t batch,
-               const Weights& weights) {
-  const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
-  const double* w = weights_of(weights, rows.rows);
+using Numbers = std::optional<py::array_t<std::int64_t, py::array::c_style>>;
+
+Examples examples_of(const Engine& engine, const Rows& x, const Weights& weights,
+                     const std::optional<Rows>& target, const Numbers& numbers) {
+  Examples examples{rows_of("X", engine.backend(), x, engine.n_features())};
+  const std::int64_t rows = examples.x.rows;
+  examples.weights = weights_of(weights, rows);
+  if (target) {
+    examples.target = rows_of("targets", engine.backend(), *target, engine.n_outputs());
+    FS_REQUIRE(examples.target.rows == rows, "targets: expected ", rows, " rows, got ", examples.target.rows);
+  } else {
+    FS_REQUIRE(engine.n_outputs() == engine.n_features(), "targets: expected rows of ", engine.n_outputs(),
+               " numbers, got none");
+  }
+  if (numbers) {
+    FS_REQUIRE(numbers->size() == rows, "numbers: expected ", rows, " integers, got ", numbers->size());
+    examples.numbers = numbers->data();
+  }
+  return examples;
+}
+
+void run_epoch(Engine& engine, const Rows& x, const Order& order, std::int64_t batch, const Weights& weights,
+               const std::optional<Rows>& target, const Numbers& numbers) {
+  const Examples examples = examples_of(engine, x, weights, target, numbers);
   FS_REQUIRE(batch >= 1, "batch_size: expected an integer >= 1, got ", batch);
-  const std::int64_t* indices = order_of(order, rows.rows);
-  const std::int64_t count = order ? order->size() : rows.rows;
+  const std::int64_t* indices = order_of(order, examples.x.rows);
+  const std::int64_t count = order ? order->size() : examples.x.rows;
   py::gil_scoped_release release;
-  engine.run(rows, w, indices, count, batch);
+  engine.run(examples, indices, count, batch);
 }
 
 std::unique_ptr<TopKEncoder> make_topk_encoder(const py::array& weight, const std::optional<py::array>& bias,
@@ -160,14 +207,14 @@ std::unique_ptr<TopKEncoder> make_topk_encoder(const py::array& weight, const st
                                        std::move(backend));
 }
 
-template <Cost (Engine::*Compute)(const RowSource&, const double*)>
-py::dict cost_of(Engine& engine, const Rows& x, const Weights& weights) {
-  const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
-  const double* w = weights_of(weights, rows.rows);
+template <Cost (Engine::*Compute)(const Examples&)>
+py::dict cost_of(Engine& engine, const Rows& x, const Weights& weights, const std::optional<Rows>& target,
+                 const Numbers& numbers) {
+  const Examples examples = examples_of(engine, x, weights, target, numbers);
   Cost cost;
   {
     py::gil_scoped_release release;
-    cost = (engine.*Compute)(rows, w);
+    cost = (engine.*Compute)(examples);
   }
   return cost_dict(cost);
 }
@@ -180,6 +227,22 @@ void infer(const Engine& engine, Infer compute, const char* name, const Rows& in
   const RowTarget to = output_of("out", out, engine.backend(), engine.dtype(), rows, out_cols);
   py::gil_scoped_release release;
   (engine.*compute)(rows, to);
+}
+
+using Score = void (Engine::*)(const RowSource&, const RowSource&, double*) const;
+
+py::array_t<double> score(const Engine& engine, Score compute, const char* name, const Rows& in,
+                          std::int64_t in_cols, const std::optional<Rows>& target) {
+  const RowSource rows = rows_of(name, engine.backend(), in, in_cols);
+  const RowSource goal = target ? rows_of("targets", engine.backend(), *target, engine.n_outputs()) : rows;
+  FS_REQUIRE(goal.cols == engine.n_outputs(), "targets: expected rows of ", engine.n_outputs(), " numbers, got none");
+  FS_REQUIRE(goal.rows == rows.rows, "targets: expected ", rows.rows, " rows, got ", goal.rows);
+  py::array_t<double> losses(rows.rows);
+  double* to = losses.mutable_data();
+  py::gil_scoped_release release;
+  (engine.*compute)(rows, goal, to);
+  py::gil_scoped_acquire acquire;
+  return losses;
 }
 
 }  // namespace
@@ -208,11 +271,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   py::class_<Engine> engine(m, "Engine");
   engine
-      .def(py::init(&make_engine), py::arg("config"), py::arg("code_layer"), py::arg("device"),
-           py::arg("full_batch_rows") = 0)
-      .def("run", &run_epoch, py::arg("X"), py::arg("order"), py::arg("batch_size"), py::arg("sample_weight"))
-      .def("gradient", &cost_of<&Engine::gradient>, py::arg("X"), py::arg("sample_weight"))
-      .def("evaluate", &cost_of<&Engine::evaluate>, py::arg("X"), py::arg("sample_weight"))
+      .def(py::init(&make_engine), py::arg("config"), py::arg("device"), py::arg("full_batch_rows") = 0)
+      .def("run", &run_epoch, py::arg("X"), py::arg("order"), py::arg("batch_size"), py::arg("sample_weight"),
+           py::arg("targets"), py::arg("numbers"))
+      .def("gradient", &cost_of<&Engine::gradient>, py::arg("X"), py::arg("sample_weight"), py::arg("targets"),
+           py::arg("numbers"))
+      .def("evaluate", &cost_of<&Engine::evaluate>, py::arg("X"), py::arg("sample_weight"), py::arg("targets"),
+           py::arg("numbers"))
       .def(
           "encode",
           [](const Engine& e, const Rows& x, Rows& out) {
@@ -222,27 +287,34 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "decode",
           [](const Engine& e, const Rows& code, Rows& out) {
-            infer(e, &Engine::decode, "H", code, e.code_width(), out, e.n_features());
+            infer(e, &Engine::decode, "H", code, e.code_width(), out, e.n_outputs());
           },
           py::arg("H"), py::arg("out"))
       .def(
           "reconstruct",
           [](const Engine& e, const Rows& x, Rows& out) {
-            infer(e, &Engine::reconstruct, "X", x, e.n_features(), out, e.n_features());
+            infer(e, &Engine::reconstruct, "X", x, e.n_features(), out, e.n_outputs());
+          },
+          py::arg("X"), py::arg("out"))
+      .def(
+          "encode_distribution",
+          [](const Engine& e, const Rows& x, Rows& out) {
+            FS_REQUIRE(e.has_distribution(), "the code of this model has no distribution");
+            infer(e, &Engine::encode_distribution, "X", x, e.n_features(), out, 2 * e.code_width());
           },
           py::arg("X"), py::arg("out"))
       .def(
           "score",
-          [](const Engine& engine, const Rows& x) {
-            const RowSource rows = rows_of("X", engine.backend(), x, engine.n_features());
-            py::array_t<double> losses(rows.rows);
-            double* to = losses.mutable_data();
-            py::gil_scoped_release release;
-            engine.score(rows, to);
-            py::gil_scoped_acquire acquire;
-            return losses;
+          [](const Engine& e, const Rows& x, const std::optional<Rows>& targets) {
+            return score(e, &Engine::score, "X", x, e.n_features(), targets);
           },
-          py::arg("X"))
+          py::arg("X"), py::arg("targets"))
+      .def(
+          "score_code",
+          [](const Engine& e, const Rows& code, const Rows& targets) {
+            return score(e, &Engine::score_code, "H", code, e.code_width(), targets);
+          },
+          py::arg("H"), py::arg("targets"))
       .def("names", &Engine::names)
       .def("get", &read_tensor<Engine>, py::arg("name"))
       .def("set", &write_tensor, py::arg("name"), py::arg("value"))
@@ -262,6 +334,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("reset_metrics", &Engine::reset_metrics, Released())
       .def_property("steps", py::cpp_function(&Engine::steps, Released()),
                     py::cpp_function(&Engine::set_steps, Released()))
+      .def_property("noise_seed", py::cpp_function(&Engine::noise_seed, Released()),
+                    py::cpp_function(&Engine::set_noise_seed, Released()))
+      .def_property("epoch", py::cpp_function(&Engine::epoch, Released()),
+                    py::cpp_function(&Engine::set_epoch, Released()))
       .def_property("learning_rate", py::cpp_function(&Engine::learning_rate, Released()),
                     py::cpp_function(&Engine::set_learning_rate, Released()))
       .def_property_readonly("code_width", &Engine::code_width);

@@ -56,4 +56,12 @@ struct Tensor {
   }
 };
 
+// The same memory as another matrix without gaps.
+inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
+  return {memory.data, rows, cols, cols, dtype, memory.shadow};
+}
+inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
+  return shaped(memory, rows, cols, memory.dtype);
+}
+
 }  // namespace fastsae

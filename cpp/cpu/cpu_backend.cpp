@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "cpu/blas.h"
 #include "cpu/float_mode.h"
+#include "cpu/images.h"
 #include "cpu/loops.h"
 #include "cpu/partition.h"
 #include "cpu/pool.h"
@@ -169,6 +170,24 @@ class CpuBackend final : public Backend {
   void encode_select(const Selection& selection) override {
     cpu::encode_select(selection, scratch_,
                        [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); });
+  }
+
+  void unfold(const Windows& windows, Tensor images, Tensor columns) override {
+    const Cut rows = map_blocks(columns.rows, columns.cols);
+    parallel(rows.parts, [&](std::int64_t part) {
+      cpu::unfold(windows, images, columns, rows[part].begin, rows[part].end);
+    });
+  }
+
+  void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
+    FlushDenormals flush;
+    const Cut rows = map_blocks(images.rows, images.cols);
+    Summing pass(kernel, images, rows.parts, 1, scratch_, sums);
+    parallel(rows.parts, [&](std::int64_t part) {
+      cpu::fold(windows, columns, images, rows[part].begin, rows[part].end);
+      pass.run({rows[part].begin, rows[part].end, 0, images.cols}, part, 0);
+    });
+    pass.finish();
   }
 
   void copy(Tensor to, Tensor from) override { copy_rows(to, from); }

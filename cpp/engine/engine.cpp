@@ -24,6 +24,7 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
     : dtype_(model.dtype),
       rho_hat_decay_(model.moving_rho_hat ? model.rho_hat_decay : 0),
       n_features_(model.n_features),
+      n_outputs_(model.n_outputs),
       backend_(std::move(backend)),
       model_(make_model(model, *backend_)),
       optimizer_(optimizer, *backend_),
@@ -57,29 +58,51 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
 
 Engine::~Engine() = default;
 
-void Engine::reserve(std::int64_t rows) {
-  if (training_ && training_->rows >= rows) return;
-  training_.reset();
+void Engine::reserve(std::int64_t rows, bool targets) {
+  if (training_ && training_->rows >= rows && (training_->target != nullptr || !targets)) return;
   auto made = std::make_unique<Training>();
-  made->rows = rows;
+  made->rows = std::max(rows, training_ ? training_->rows : 0);
+  training_.reset();
   made->number = ++reservations_;
-  made->x = &made->arena.declare("x", rows, n_features_, dtype_, backend_->wants_shadows());
-  made->weight = &made->arena.declare("weight", 1, rows, dtype_);
-  model_->declare_scratch(made->arena, rows);
+  const bool shadowed = backend_->wants_shadows();
+  made->x = &made->arena.declare("x", made->rows, n_features_, dtype_, shadowed);
+  if (targets) made->target = &made->arena.declare("target", made->rows, n_outputs_, dtype_);
+  made->weight = &made->arena.declare("weight", 1, made->rows, dtype_);
+  if (model_->draws_noise()) made->numbers = &made->arena.declare("numbers", 1, made->rows, DType::f64);
+  model_->declare_scratch(made->arena, made->rows);
   made->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
   training_ = std::move(made);
 }
 
-Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed) {
-  Batch batch{memory.x.slice_rows(0, count), shaped(memory.weight, 1, count)};
-  const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
-  const RowSource x = order == nullptr ? rows_from(rows.x, rows.first + done, count) : rows.x;
-  if (order == nullptr && !fixed && usable_in_place(*backend_, x, dtype_))
-    batch.x = in_place(x, 0, count);
-  else
-    backend_->gather(x, order, batch.x);
+void Engine::reserve_for(const Rows& rows) {
+  reserve(std::min(rows.count, full_batch_rows_), rows.of.target.data != nullptr);
+}
 
-  if (rows.weights == nullptr) {
+bool Engine::takes_in_place(const RowSource& x) const {
+  const bool gapless = x.stride_bytes == x.cols * static_cast<std::int64_t>(size_of(x.dtype));
+  return usable_in_place(*backend_, x, dtype_) && (gapless || !model_->needs_dense_rows());
+}
+
+// Rows of `from` into `to`, or `to` becomes a view of them.
+void Engine::load_rows(const RowSource& from, const std::int64_t* order, std::int64_t first, Tensor& to,
+                       bool fixed) {
+  const RowSource rows = order == nullptr ? rows_from(from, first, to.rows) : from;
+  if (order == nullptr && !fixed && takes_in_place(rows))
+    to = in_place(rows, 0, to.rows);
+  else
+    backend_->gather(rows, order, to);
+}
+
+Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed) {
+  Batch batch{memory.x.slice_rows(0, count), {}, shaped(memory.weight, 1, count), {}};
+  const std::int64_t* order = rows.order == nullptr ? nullptr : rows.order + rows.first + done;
+  load_rows(rows.of.x, order, rows.first + done, batch.x, fixed);
+  batch.target = batch.x;
+  if (rows.of.target.data != nullptr) {
+    batch.target = memory.target.slice_rows(0, count);
+    load_rows(rows.of.target, order, rows.first + done, batch.target, fixed);
+  }
+  if (rows.of.weights == nullptr) {
     backend_->fill(batch.weight, 1);
   } else {
     const std::int64_t* column_order = rows.column.on_device ? nullptr : order;
@@ -87,21 +110,43 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
     const RowSource column = rows_from(rows.column, offset, rows.column.rows - offset);
     backend_->gather(column, column_order, shaped(batch.weight, count, 1));
   }
+  if (rows.numbers.data != nullptr) {
+    batch.numbers = shaped(memory.numbers, 1, count);
+    backend_->gather(rows_from(rows.numbers, rows.first + done, count), nullptr, shaped(batch.numbers, count, 1));
+  }
   return batch;
 }
 
-RowSource Engine::weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
-                                std::int64_t count, HeldWeights& held) {
-  const RowSource column{weights, x.rows, 1, sizeof(double), DType::f64};
-  if (weights == nullptr || backend_->reads(column)) return column;
+RowSource Engine::on_device(const RowSource& column, const std::int64_t* order, std::int64_t count,
+                            Column& held) {
+  if (column.data == nullptr || backend_->reads(column)) return column;
   if (held.room < count) {
-    held = {};
-    held.memory = backend_->allocate(static_cast<std::size_t>(count) * size_of(dtype_));
+    held.memory.reset();
+    held.room = 0;
+    held.memory = backend_->allocate(static_cast<std::size_t>(count) * sizeof(double));
     held.room = count;
   }
-  const Tensor there{held.memory.get(), count, 1, 1, dtype_};
+  const Tensor there{held.memory.get(), count, 1, 1, DType::f64};
   backend_->gather(column, order, there);
   return source_of(there);
+}
+
+Engine::Rows Engine::all_rows(const Examples& examples, const std::int64_t* order, std::int64_t count,
+                              Columns& held) {
+  const std::int64_t rows = examples.x.rows;
+  const RowSource weights{examples.weights, rows, 1, sizeof(double), DType::f64};
+  Rows all{examples, order, 0, count, on_device(weights, order, count, held.weights), {}};
+  if (!model_->draws_noise()) return all;
+  std::vector<double>& numbers = held.numbers.host;
+  numbers.resize(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t row = order == nullptr ? i : order[i];
+    numbers[static_cast<std::size_t>(i)] =
+        static_cast<double>(examples.numbers == nullptr ? row : examples.numbers[row]);
+  }
+  const RowSource column{numbers.data(), count, 1, sizeof(double), DType::f64};
+  all.numbers = on_device(column, nullptr, count, held.numbers);
+  return all;
 }
 
 StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t step) const {
@@ -109,6 +154,8 @@ StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t 
   scalars.total = total;
   scalars.inverse_total = 1 / total;
   scalars.rho_hat_decay = rho_hat_decay;
+  scalars.seed = static_cast<double>(noise_seed_);
+  scalars.epoch = static_cast<double>(epoch_);
   optimizer_.set_scalars(scalars, step);
   return scalars;
 }
@@ -132,19 +179,19 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
 }
 
 double Engine::Rows::total_weight() const {
-  if (weights == nullptr) return static_cast<double>(count);
+  if (of.weights == nullptr) return static_cast<double>(count);
   double total = 0;
-  for (std::int64_t i = 0; i < count; ++i) total += weights[index(i)];
+  for (std::int64_t i = 0; i < count; ++i) total += of.weights[index(i)];
   return total;
 }
 
-Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gradient) {
+Cost Engine::full_batch(const Examples& examples, bool with_gradient) {
   const std::unique_lock lock(model_mutex_);
   const Finish finish{*backend_};
-  const Rows all{x, weights, nullptr, 0, x.rows, weight_column(x, weights, nullptr, x.rows, weights_)};
+  const Rows all = all_rows(examples, nullptr, examples.x.rows, columns_);
   const double total = all.total_weight();
   FS_REQUIRE(total > 0, "sample_weight: expected a positive sum, got ", total);
-  reserve(std::min(x.rows, full_batch_rows_));
+  reserve_for(all);
   // An evaluation takes the mean of the rows it is given; a gradient is that of the next step.
   const StepScalars scalars = scalars_of(total, with_gradient ? rho_hat_decay(steps_ + 1) : 0, steps_ + 1);
   backend_->write(control(Control::kScalars), &scalars);
@@ -156,9 +203,9 @@ Cost Engine::full_batch(const RowSource& x, const double* weights, bool with_gra
   return cost;
 }
 
-Cost Engine::gradient(const RowSource& x, const double* weights) { return full_batch(x, weights, true); }
+Cost Engine::gradient(const Examples& examples) { return full_batch(examples, true); }
 
-Cost Engine::evaluate(const RowSource& x, const double* weights) { return full_batch(x, weights, false); }
+Cost Engine::evaluate(const Examples& examples) { return full_batch(examples, false); }
 
 void Engine::begin_step(const Rows& rows) {
   in_flight_.reserve(in_flight_.size() + 1);  // counting a step must not fail once it has begun
@@ -171,7 +218,7 @@ void Engine::begin_step(const Rows& rows) {
   const std::int64_t number = steps_ + static_cast<std::int64_t>(in_flight_.size()) + 1;
   const StepScalars scalars = scalars_of(total, rho_hat_decay(number), number);
   backend_->write(control(Control::kScalars), &scalars);
-  reserve(std::min(rows.count, full_batch_rows_));
+  reserve_for(rows);
   const auto update = [&] {
     model_->close(true);
     optimizer_.apply(model_->parameters(), memory_);
@@ -211,29 +258,34 @@ void Engine::settle() {
 }
 
 void Engine::explain(const Cost& cost, const Rows& rows) {
-  reserve(std::min(rows.count, full_batch_rows_));
+  reserve_for(rows);
   for (std::int64_t done = 0; done < rows.count; done += training_->rows) {
     const std::int64_t count = std::min(training_->rows, rows.count - done);
-    const Tensor x = load(rows, done, count, training_->batch(), false).x;
-    const std::int64_t bad = backend_->first_row_outside(source_of(x), -largest(dtype_), largest(dtype_));
-    if (bad < 0) continue;
-    throw ValueError(text("X: row ", rows.index(done + bad), " contains NaN or infinity",
-                          dtype_ == DType::f32 ? ", or a number too large for float32" : ""));
+    const Batch batch = load(rows, done, count, training_->batch(), false);
+    for (const Tensor& part : {batch.x, batch.target}) {
+      const std::int64_t bad =
+          backend_->first_row_outside(source_of(part), -largest(dtype_), largest(dtype_));
+      if (bad < 0) continue;
+      throw ValueError(text(part.data == batch.x.data ? "X" : "targets", ": row ", rows.index(done + bad),
+                            " contains NaN or infinity",
+                            dtype_ == DType::f32 ? ", or a number too large for float32" : ""));
+    }
   }
   throw NonFiniteError(text("step ", steps_ + 1, ": the loss is ", cost.loss(), " and the gradient norm ",
                             cost.gradient_norm,
                             "; the parameters are those of the step before. Lower learning_rate or scale X"));
 }
 
-void Engine::run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
-                 std::int64_t batch) {
+void Engine::run(const Examples& examples, const std::int64_t* order, std::int64_t count, std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
-  HeldWeights held = std::exchange(weights_, {});
-  const RowSource column = weight_column(x, weights, order, count, held);
+  Columns held = std::exchange(columns_, {});
+  const Rows all = all_rows(examples, order, count, held);
   for (std::int64_t first = 0; first < count;) {
     if (!lock.owns_lock()) lock.lock();
     try {
-      Rows next{x, weights, order, first, count - first, column};
+      Rows next = all;
+      next.first = first;
+      next.count = count - first;
       std::int64_t begun = begin_small_steps(next, batch);
       if (begun == 0) {
         begun = next.count = std::min(batch, next.count);
@@ -250,7 +302,7 @@ void Engine::run(const RowSource& x, const double* weights, const std::int64_t* 
     }
     if (in_flight_.empty() && first < count) lock.unlock();  // nobody sees steps that are not counted
   }
-  weights_ = std::move(held);
+  columns_ = std::move(held);
 }
 
 }  // namespace fastsae

@@ -27,6 +27,14 @@ struct Metrics {
   std::int64_t rows = 0;
 };
 
+// Rows to learn from, or to compute J of.
+struct Examples {
+  RowSource x;
+  const double* weights = nullptr;        // of its rows
+  RowSource target = {};                  // what the output should be; without data: x
+  const std::int64_t* numbers = nullptr;  // of its rows in the data set, which noise is drawn by; null: 0, 1, ...
+};
+
 class Engine {
  public:
   // `full_batch_rows`: rows of a full batch that are held in scratch at once; 0 chooses by a fixed cap in
@@ -35,19 +43,22 @@ class Engine {
          std::int64_t full_batch_rows);
   ~Engine();
 
-  // J and its gradient, or J alone, over all rows at once. `weights` may be null.
-  Cost gradient(const RowSource& x, const double* weights);
-  Cost evaluate(const RowSource& x, const double* weights);
+  // J and its gradient, or J alone, over all rows at once.
+  Cost gradient(const Examples& examples);
+  Cost evaluate(const Examples& examples);
   // One optimiser step for each batch of rows order[0 .. count): the last, shorter one is kept. With a null
   // order the rows are taken as they are. A batch that is not finite changes nothing and raises.
-  void run(const RowSource& x, const double* weights, const std::int64_t* order, std::int64_t count,
-           std::int64_t batch);
+  void run(const Examples& examples, const std::int64_t* order, std::int64_t count, std::int64_t batch);
 
   // Every call is safe from any thread. Inference runs side by side; a step has the model for itself.
   void encode(const RowSource& x, RowTarget code) const;
   void decode(const RowSource& code, RowTarget x) const;
   void reconstruct(const RowSource& x, RowTarget output) const;
-  void score(const RowSource& x, double* losses) const;
+  // The loss of each row against its target: of x, or of what a code gives.
+  void score(const RowSource& x, const RowSource& target, double* losses) const;
+  void score_code(const RowSource& code, const RowSource& target, double* losses) const;
+  // Means and log-variances of a code that has a distribution.
+  void encode_distribution(const RowSource& x, RowTarget moments) const;
 
   // Memory of the device for rows that are kept outside the engine.
   Memory allocate(std::size_t bytes) const;
@@ -74,8 +85,15 @@ class Engine {
   void reset_metrics();
   double learning_rate() const;
   void set_learning_rate(double rate);
+  // Noise depends on these two and on the number and column of what it is added to.
+  std::int64_t noise_seed() const;
+  void set_noise_seed(std::int64_t seed);
+  std::int64_t epoch() const;
+  void set_epoch(std::int64_t epoch);
   DType dtype() const { return dtype_; }
   std::int64_t n_features() const { return n_features_; }
+  std::int64_t n_outputs() const { return n_outputs_; }
+  bool has_distribution() const { return model_->has_distribution(); }
   std::int64_t code_width() const { return model_->code_width(); }
 
  private:
@@ -88,32 +106,41 @@ class Engine {
     Tensor scalars;  // [steps] of StepScalars
   };
 
-  // Rows order[first .. first + count) of x, or x's own rows without an order.
+  // Rows order[first .. first + count) of the examples, or their own rows without an order.
   struct Rows {
-    RowSource x;
-    const double* weights;  // of all rows of x, or null
+    Examples of;
     const std::int64_t* order;
     std::int64_t first, count;
-    RowSource column;  // of weights: like x, or on the device in the order they are taken in
+    RowSource column;   // of weights: like x, or on the device in the order they are taken in
+    RowSource numbers;  // in the order they are taken in; no data where the model draws no noise
     std::int64_t index(std::int64_t i) const { return order == nullptr ? first + i : order[first + i]; }
     double total_weight() const;
   };
 
-  void reserve(std::int64_t rows);
+  // Scratch for so many rows, with targets of their own or without.
+  void reserve(std::int64_t rows, bool targets);
+  void reserve_for(const Rows& rows);
   // Rows [done, done + count) of these, in that memory if `fixed`, else perhaps where they are: a recorded step holds
   // addresses.
   Batch load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed);
-  // The weights of the rows of one call, on a device.
-  struct HeldWeights {
+  void load_rows(const RowSource& from, const std::int64_t* order, std::int64_t first, Tensor& to, bool fixed);
+  // A number for each row of one call.
+  struct Column {
+    std::vector<double> host;
     Memory memory;
     std::int64_t room = 0;
   };
-  // The weights as they are loaded from: a device gets them once for a whole run.
-  RowSource weight_column(const RowSource& x, const double* weights, const std::int64_t* order,
-                          std::int64_t count, HeldWeights& held);
+  struct Columns {
+    Column weights, numbers;
+  };
+  // As it is loaded from: a device gets it once for a whole run.
+  RowSource on_device(const RowSource& column, const std::int64_t* order, std::int64_t count, Column& held);
+  Rows all_rows(const Examples& examples, const std::int64_t* order, std::int64_t count, Columns& held);
+  // Whether the model may read rows where the caller has them.
+  bool takes_in_place(const RowSource& x) const;
   // Sums J and, on demand, its gradient over the rows.
   void compute(const Rows& rows, bool with_gradient);
-  Cost full_batch(const RowSource& x, const double* weights, bool with_gradient);
+  Cost full_batch(const Examples& examples, bool with_gradient);
   void begin_step(const Rows& rows);
   // Begins as many steps of `batch` of these rows as the device takes at once; returns their rows, or 0.
   std::int64_t begin_small_steps(const Rows& rows, std::int64_t batch);
@@ -126,13 +153,15 @@ class Engine {
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows);
   std::unique_ptr<Inference> lease(std::int64_t rows) const;
-  Tensor input_block(const RowSource& rows, const Inference& scratch) const;
+  Tensor input_block(const RowSource& rows, const Tensor& staging) const;
   template <class Body>
   void infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const;
+  template <class Score>
+  void score_rows(const RowSource& in, const RowSource& target, double* losses, const Score& score) const;
 
   const DType dtype_;
   const double rho_hat_decay_;  // 0 where no average moves
-  const std::int64_t n_features_;
+  const std::int64_t n_features_, n_outputs_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
@@ -142,7 +171,7 @@ class Engine {
   std::optional<SmallModel> small_;
   std::unique_ptr<Staged> staged_;
   std::int64_t reservations_ = 0;
-  HeldWeights weights_;  // taken by a call and put back: while a run lets others in, it keeps its own
+  Columns columns_;  // taken by a call and put back: while a run lets others in, it keeps its own
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes
   mutable std::mutex inference_mutex_;     // of the free list
   mutable std::vector<std::unique_ptr<Inference>> inference_free_;
@@ -154,7 +183,7 @@ class Engine {
   Arena control_;
   StepMemory memory_;
   std::vector<Rows> in_flight_;  // steps begun and not yet settled
-  std::int64_t steps_ = 0;
+  std::int64_t steps_ = 0, noise_seed_ = 0, epoch_ = 0;
   Metrics metrics_;
 };
 

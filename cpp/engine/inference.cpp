@@ -24,17 +24,21 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
   if (leased && leased->rows >= rows) return leased;
   leased = std::make_unique<Inference>();
   leased->rows = rows;
-  const auto declare = [&](const char* name, std::int64_t cols, DType dtype) -> Tensor& {
-    return leased->arena.declare(name, rows, cols, dtype, backend_->wants_shadows() && dtype == dtype_);
+  const std::int64_t widest = model_->widest();
+  std::vector<std::pair<Tensor*, const Tensor*>> made;
+  const auto declare = [&](Tensor& place, std::int64_t count, std::int64_t cols, DType dtype) {
+    const bool shadowed = backend_->wants_shadows() && dtype == dtype_;
+    made.emplace_back(&place, &leased->arena.declare("inference", count, cols, dtype, shadowed));
   };
-  Tensor* made[] = {
-      &declare("work", model_->widest(), dtype_),  &declare("work", model_->widest(), dtype_),
-      &declare("work", model_->widest(), dtype_),  &declare("code", model_->widest(), dtype_),
-      &declare("input", model_->widest(), dtype_), &declare("output", model_->widest(), DType::f64)};
+  Model::Work& work = leased->work;
+  for (Tensor* tensor : {&work.rows[0], &work.rows[1], &work.rows[2], &leased->code, &leased->input})
+    declare(*tensor, rows, widest, dtype_);
+  declare(leased->target, rows, n_outputs_, dtype_);
+  declare(leased->output, rows, widest, DType::f64);
+  declare(work.losses, rows, model_->output_positions(), DType::f64);
+  declare(work.layer, 1, model_->layer_work(rows), dtype_);
   leased->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
-  Tensor* const places[] = {&leased->work[0], &leased->work[1], &leased->work[2],
-                            &leased->code,    &leased->input,   &leased->output};
-  for (int i = 0; i < 6; ++i) *places[i] = *made[i];
+  for (const auto& [place, tensor] : made) *place = *tensor;
   return leased;
 }
 
@@ -55,11 +59,11 @@ void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, co
     const RowSource rows = rows_from(in, first, count);
     if (backend_->reads_host_memory()) {
       const std::shared_lock lock(model_mutex_);
-      body(input_block(rows, *scratch), target, *scratch);
+      body(input_block(rows, scratch->input), target, *scratch, first);
     } else {
       const std::unique_lock lock(model_mutex_);  // the device works on one thing at a time
       const Tensor out = on_device ? target : shaped(scratch->output, count, target.cols, target.dtype);
-      body(input_block(rows, *scratch), out, *scratch);
+      body(input_block(rows, scratch->input), out, *scratch, first);
       if (!on_device) backend_->read(out, target.data);
     }
     backend_->poll();
@@ -68,42 +72,63 @@ void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, co
   inference_free_.push_back(std::move(scratch));
 }
 
-Tensor Engine::input_block(const RowSource& rows, const Inference& scratch) const {
-  if (usable_in_place(*backend_, rows, dtype_)) return in_place(rows, 0, rows.rows);
-  const Tensor staged = shaped(scratch.input, rows.rows, rows.cols);
+Tensor Engine::input_block(const RowSource& rows, const Tensor& staging) const {
+  if (takes_in_place(rows)) return in_place(rows, 0, rows.rows);
+  const Tensor staged = shaped(staging, rows.rows, rows.cols);
   backend_->gather(rows, nullptr, staged);
   return staged;
 }
 
 void Engine::encode(const RowSource& x, RowTarget code) const {
   infer(x, {code.data, x.rows, code_width(), code_width(), dtype_}, code.on_device,
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+        [&](const Tensor& in, const Tensor& out, Inference& scratch, std::int64_t) {
           model_->encode(in, out, scratch.work);
         });
 }
 
+void Engine::encode_distribution(const RowSource& x, RowTarget moments) const {
+  infer(x, {moments.data, x.rows, 2 * code_width(), 2 * code_width(), dtype_}, moments.on_device,
+        [&](const Tensor& in, const Tensor& out, Inference& scratch, std::int64_t) {
+          model_->encode_distribution(in, out, scratch.work);
+        });
+}
+
 void Engine::decode(const RowSource& code, RowTarget x) const {
-  infer(code, {x.data, code.rows, n_features_, n_features_, dtype_}, x.on_device,
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
+  infer(code, {x.data, code.rows, n_outputs_, n_outputs_, dtype_}, x.on_device,
+        [&](const Tensor& in, const Tensor& out, Inference& scratch, std::int64_t) {
           model_->decode(in, out, scratch.work);
         });
 }
 
 void Engine::reconstruct(const RowSource& x, RowTarget output) const {
-  infer(x, {output.data, x.rows, n_features_, n_features_, dtype_}, output.on_device,
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-          const Tensor code = shaped(scratch.code, in.rows, code_width());
-          model_->encode(in, code, scratch.work);
-          model_->decode(code, out, scratch.work);
+  infer(x, {output.data, x.rows, n_outputs_, n_outputs_, dtype_}, output.on_device,
+        [&](const Tensor& in, const Tensor& out, Inference& scratch, std::int64_t) {
+          model_->reconstruct(in, out, scratch.work);
         });
 }
 
-void Engine::score(const RowSource& x, double* losses) const {
-  infer(x, {losses, x.rows, 1, 1, DType::f64}, false,
-        [&](const Tensor& in, const Tensor& out, Inference& scratch) {
-          model_->score(in, shaped(scratch.code, in.rows, n_features_), out, scratch.work);
+template <class Score>
+void Engine::score_rows(const RowSource& in, const RowSource& target, double* losses, const Score& score) const {
+  infer(in, {losses, in.rows, 1, 1, DType::f64}, false,
+        [&](const Tensor& rows, const Tensor& out, Inference& scratch, std::int64_t first) {
+          const bool same = target.data == in.data && target.cols == in.cols;
+          const Tensor goal =
+              same ? rows : input_block(rows_from(target, first, rows.rows), scratch.target);
+          score(rows, goal, shaped(scratch.code, rows.rows, n_outputs_), out, scratch.work);
         });
-  for (std::int64_t i = 0; i < x.rows; ++i) losses[i] *= model_->loss_factor();
+  for (std::int64_t i = 0; i < in.rows; ++i) losses[i] *= model_->loss_factor();
+}
+
+void Engine::score(const RowSource& x, const RowSource& target, double* losses) const {
+  score_rows(x, target, losses,
+             [this](const Tensor& rows, const Tensor& goal, const Tensor& output, const Tensor& out,
+                    const Model::Work& work) { model_->score(rows, goal, output, out, work); });
+}
+
+void Engine::score_code(const RowSource& code, const RowSource& target, double* losses) const {
+  score_rows(code, target, losses,
+             [this](const Tensor& rows, const Tensor& goal, const Tensor& output, const Tensor& out,
+                    const Model::Work& work) { model_->score_code(rows, goal, output, out, work); });
 }
 
 }  // namespace fastsae

@@ -46,7 +46,7 @@ void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory
 
 Kernel Optimizer::update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const {
   const auto [first, second] = moments_[index];
-  const double decay = spec_.name == "adamw" && parameter.decays ? spec_.weight_decay : 0.0;
+  const double decay = spec_.name == "adamw" ? parameter.decay : 0.0;
   const OptimizerConstants constants{spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
   Kernel kernel{};
   with_named<OptimizerSteps>(

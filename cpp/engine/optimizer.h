@@ -12,7 +12,6 @@ namespace fastsae {
 struct OptimizerSpec {
   std::string name;  // sgd, momentum, nesterov, adam, adamw
   double learning_rate, momentum, beta1, beta2, epsilon;
-  double weight_decay;  // of adamw, decoupled
 };
 
 class Optimizer {

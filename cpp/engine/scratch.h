@@ -8,14 +8,6 @@
 
 namespace fastsae {
 
-inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols, DType dtype) {
-  return {memory.data, rows, cols, cols, dtype, memory.shadow};
-}
-
-inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols) {
-  return shaped(memory, rows, cols, memory.dtype);
-}
-
 // The caller's memory as a tensor, where no conversion is needed and no shadow is wanted.
 inline bool usable_in_place(const Backend& backend, const RowSource& x, DType dtype) {
   return backend.reads(x) && !backend.wants_shadows() && x.dtype == dtype &&
@@ -55,16 +47,21 @@ struct Engine::Training {
   std::int64_t number = 0;  // of this scratch among all there were
   Arena arena;
   Tensor* x = nullptr;
+  Tensor* target = nullptr;   // only with targets of their own
   Tensor* weight = nullptr;
-  Batch batch() const { return {*x, *weight}; }
+  Tensor* numbers = nullptr;  // only where the model draws noise
+  Batch batch() const {
+    const Tensor none;
+    return {*x, target == nullptr ? none : *target, *weight, numbers == nullptr ? none : *numbers};
+  }
 };
 
-// Three work tensors, a code, a staged input and a staged output, for one call at a time.
+// For one call at a time.
 struct Engine::Inference {
   std::int64_t rows = 0;
   Arena arena;
-  Tensor work[3];
-  Tensor code, input, output;
+  Model::Work work;
+  Tensor code, input, target, output;
 };
 
 }  // namespace fastsae

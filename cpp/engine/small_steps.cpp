@@ -23,14 +23,14 @@ void Engine::reserve_staged(std::int64_t rows, std::int64_t steps) {
   const Tensor& weight = made->arena.declare("weight", 1, made->rows, dtype_);
   const Tensor& scalars = made->arena.declare("scalars", made->steps, kScalarsWidth, DType::f64);
   made->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
-  made->batch = {x, weight};
+  made->batch = {x, {}, weight, {}};
   made->scalars = scalars;
   staged_ = std::move(made);
 }
 
 std::int64_t Engine::begin_small_steps(const Rows& rows, std::int64_t batch) {
   const std::int64_t size = std::min(batch, rows.count);
-  if (!small_ || size > full_batch_rows_) return 0;
+  if (!small_ || size > full_batch_rows_ || rows.of.target.data != nullptr) return 0;
   const std::size_t batch_bytes = static_cast<std::size_t>(size * n_features_) * size_of(dtype_);
   const auto staged = static_cast<std::int64_t>(std::max<std::size_t>(1, kStagedBytes / batch_bytes));
   const std::int64_t most = std::min({backend_->small_steps(*small_, size), rows.count / size, staged});

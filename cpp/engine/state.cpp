@@ -66,6 +66,26 @@ void Engine::set_learning_rate(double rate) {
   optimizer_.set_learning_rate(rate);
 }
 
+std::int64_t Engine::noise_seed() const {
+  const std::shared_lock lock(model_mutex_);
+  return noise_seed_;
+}
+
+void Engine::set_noise_seed(std::int64_t seed) {
+  const std::unique_lock lock(model_mutex_);
+  noise_seed_ = seed;
+}
+
+std::int64_t Engine::epoch() const {
+  const std::shared_lock lock(model_mutex_);
+  return epoch_;
+}
+
+void Engine::set_epoch(std::int64_t epoch) {
+  const std::unique_lock lock(model_mutex_);
+  epoch_ = epoch;
+}
+
 Memory Engine::allocate(std::size_t bytes) const {
   const std::unique_lock lock(model_mutex_);
   return backend_->allocate(bytes);

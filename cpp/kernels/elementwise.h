@@ -22,8 +22,9 @@ struct KlColumn {
   double* next_rho_hat;   // [cols] committed by the optimiser step
   const StepScalars* step;
   double rho, beta;
+  double share;  // 1 / positions of a map
   FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
-    const double batch_mean = sum_a[col] * step->inverse_total;
+    const double batch_mean = sum_a[col] * step->inverse_total * share;
     const double decay = step->rho_hat_decay;
     const double mean = decay > 0 ? decay * rho_hat[col] + (1 - decay) * batch_mean : batch_mean;
     const double width = F::high - F::low;
@@ -31,7 +32,7 @@ struct KlColumn {
     const double q = KlPenalty::clamp((mean - F::low) / width, margin);
     next_rho_hat[col] = mean;
     sum[0] = static_cast<S>(KlPenalty::value(rho, q));
-    return static_cast<S>(beta * step->inverse_total * KlPenalty::slope(rho, q) / width);
+    return static_cast<S>(beta * step->inverse_total * share * KlPenalty::slope(rho, q) / width);
   }
 };
 
@@ -109,6 +110,47 @@ struct CloseStep {
     log->sums.decay += step->total * cost->decay;
     log->sums.gradient_norm += step->total * cost->gradient_norm;
     return z;
+  }
+};
+
+// Each row of the output is one number of a vector: the weight of a row for all of its positions.
+template <class S>
+struct SpreadWeight {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  const S* weight;  // [rows]
+  FS_HD S operator()(std::int64_t row, std::int64_t, S, S*) const { return weight[row]; }
+};
+
+// Of a sequence of matrices [rows x cols], the transposed ones: out is [matrices * cols x rows].
+template <class S>
+struct Transposed {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  const S* from;
+  std::int64_t rows, cols;
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S, S*) const {
+    const std::int64_t matrix = row / cols;
+    return from[matrix * rows * cols + col * cols + (row - matrix * cols)];
+  }
+};
+
+// Sums of equal runs of numbers: the loss of a row from those of its positions.
+struct SumRuns {
+  using Scalar = double;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  const double* from;
+  std::int64_t length;
+  FS_HD double operator()(std::int64_t row, std::int64_t, double, double*) const {
+    double sum = 0;
+    for (std::int64_t i = 0; i < length; ++i) sum += from[row * length + i];
+    return sum;
   }
 };
 

@@ -52,9 +52,10 @@ template <class S>
 using KernelsOf =
     Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
            Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
-           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>>, UpdateKernels<S>>;
+           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
+           UpdateKernels<S>>;
 
-using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat>>;
+using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 
 template <class K>
 Kernel as_kernel(const K& k) {

@@ -12,6 +12,8 @@ struct StepScalars {
   double adam_rate;        // learning rate / (1 - beta1^t)
   double root_correction;  // 1 / sqrt(1 - beta2^t)
   double total;            // total weight of the batch
+  double seed;             // of the noise
+  double epoch;            // noise is fresh in each
 };
 
 // Sums over a step's tensors, before they are scaled.

@@ -1,310 +1,330 @@
-// A list of layers with a reconstruction loss, sparsity penalties on hidden layers and weight decay.
-//
 // One step, L layers, delta_l = dJ/dz_l:
 //   a_l     = f_l(a_{l-1} W_l' + b_l)            sums of a_l in the epilogue
 //   column  = beta/W dKL/d(mean a_l)             from those sums, h numbers
 //   delta_L = w/W dloss/dz_L                     in the epilogue of the last product; the output is never stored
 //   delta_l = (delta_{l+1} W_{l+1} + w column + w beta/W penalty') f'(a_l)     in the epilogue
 //   dW_l    = delta_l' a_{l-1} + lambda W_l,   db_l = sum of delta_l
-#include "models/layers.h"
+#include "models/layered.h"
+
+#include <algorithm>
+
+#include "core/error.h"
 
 namespace fastsae {
 namespace {
 
-struct Layer {
-  LayerSpec spec;
-  Linear linear;
-  LayerKernels kernels;
-  Tensor* rho_hat = nullptr;  // [1 x units] doubles; only where it moves
-  // Scratch.
-  Tensor* activation = nullptr;  // [rows x units]; the last layer's holds its delta
-  Tensor* delta = nullptr;       // [rows x units]
-  Tensor* sums = nullptr;  // [2 x units] hidden: of a and of the penalty; last: of delta and of the loss
-  Tensor* delta_sums = nullptr;    // [1 x units]
-  Tensor* column = nullptr;        // [1 x units] KL slopes, 0 without KL
-  Tensor* kl = nullptr;            // [1 x units] KL values
-  Tensor* next_rho_hat = nullptr;  // [1 x units]
-  Tensor* weight_sums = nullptr;   // [2 x inputs] squared gradient, squared weight
-  Tensor* bias_sums = nullptr;     // [1 x units] squared gradient
+bool reads_images(const std::string& kind) { return kind != "dense"; }
 
-  bool has_penalty() const { return spec.penalty != "none" && spec.beta > 0; }
-  bool has_kl() const { return has_penalty() && spec.penalty == "kl"; }
-};
+LayerSpec order_spec(const Shape& shape, bool to_last) {
+  LayerSpec spec{};
+  spec.kind = to_last ? "channels_last" : "channels_first";
+  spec.in = spec.out = shape;
+  spec.activation = Identity::name;
+  spec.penalty = NoPenalty::name;
+  return spec;
+}
 
-class Layered final : public Model {
- public:
-  Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {
-    FS_REQUIRE(!spec.layers.empty() && spec.layers.back().units == spec.n_features,
-               "layers: the last layer must have n_features units");
-    FS_REQUIRE(spec.code_layer >= 0 && spec.code_layer <= static_cast<std::int64_t>(spec.layers.size()),
-               "n_encoder_layers: out of range");
-    std::int64_t inputs = spec.n_features;
-    for (const LayerSpec& layer : spec.layers) {
-      FS_REQUIRE(layer.units >= 1, "layers: expected units >= 1, got ", layer.units);
-      layers_.push_back({layer, Linear(inputs, layer.units),
-                         choose_layer_kernels(spec.dtype, layer.activation, layer.penalty)});
-      inputs = layer.units;
-    }
-    output_ = choose_output_kernels(spec.dtype, spec.layers.back().activation, spec.loss);
-  }
-
-  void declare(Arena& parameters, Arena& gradients, Arena& state) override {
-    const int count = static_cast<int>(layers_.size());
-    for (int i = 0; i < count; ++i) {
-      Layer& layer = layers_[i];
-      const Linear* tied_to = spec_.tied && i >= count / 2 ? &layers_[count - 1 - i].linear : nullptr;
-      layer.linear.declare(parameters, gradients, spec_.dtype, i + 1, backend_.wants_shadows(), tied_to);
-      if (tied_to == nullptr) parameters_.push_back({layer.linear.weight, layer.linear.gradient, true});
-      parameters_.push_back({layer.linear.bias, layer.linear.bias_gradient, false});
-      if (layer.has_kl() && spec_.moving_rho_hat) {
-        layer.rho_hat = &state.declare("rho_hat" + std::to_string(i + 1), 1, layer.spec.units, DType::f64);
-      }
-    }
-  }
-
-  void declare_scratch(Arena& scratch, std::int64_t rows) override {
-    int number = 0;
-    for (Layer& layer : layers_) {
-      const std::int64_t units = layer.spec.units;
-      const std::string suffix = std::to_string(++number);
-      const bool last = &layer == &layers_.back();
-      const bool shadowed = backend_.wants_shadows();
-      layer.delta = &scratch.declare("delta" + suffix, rows, units, spec_.dtype, shadowed);
-      layer.activation =
-          last ? layer.delta : &scratch.declare("activation" + suffix, rows, units, spec_.dtype, shadowed);
-      layer.sums = &scratch.declare("sums" + suffix, 2, units, DType::f64);
-      layer.delta_sums = &scratch.declare("delta_sums" + suffix, 1, units, DType::f64);
-      layer.column = &scratch.declare("column" + suffix, 1, units, spec_.dtype);
-      layer.kl = &scratch.declare("kl" + suffix, 1, units, DType::f64);
-      layer.next_rho_hat = &scratch.declare("next_rho_hat" + suffix, 1, units, DType::f64);
-      layer.weight_sums = &scratch.declare("weight_sums" + suffix, 2, layer.linear.weight->cols, DType::f64);
-      layer.bias_sums = &scratch.declare("bias_sums" + suffix, 1, units, DType::f64);
-    }
-  }
-
-  void begin(const StepMemory& memory, bool with_gradient, bool one_chunk) override {
-    memory_ = memory;
-    with_gradient_ = with_gradient;
-    one_chunk_ = one_chunk;
-    first_ = true;
-  }
-
-  bool needs_means() const override {
-    for (const Layer& layer : layers_) {
-      if (layer.has_kl()) return true;
-    }
-    return false;
-  }
-
-  void accumulate_means(const Batch& batch) override {
-    forward_hidden(batch);
-    first_ = false;
-  }
-
-  void finish_means() override {
-    first_ = true;
-    for (Layer& layer : layers_) {
-      if (!layer.has_kl()) continue;
-      const Tensor& previous = layer.rho_hat != nullptr ? *layer.rho_hat : *layer.next_rho_hat;
-      const Kernel kernel = layer.kernels.kl_column(*layer.sums, previous, *layer.next_rho_hat,
-                                                    memory_.scalars, layer.spec.rho, layer.spec.beta);
-      backend_.map(*layer.column, kernel, {*layer.kl});
-    }
-  }
-
-  void accumulate(const Batch& batch, bool last) override {
-    forward_hidden(batch);
-    if (one_chunk_) finish_means();
-    forward_output(batch);
-    if (with_gradient_) backward(batch, last);
-    first_ = false;
-  }
-
-  void close(bool logged) override {
-    StepTotals* totals = memory_.as_totals();
-    backend_.fill(memory_.totals, 0);
-    std::vector<Total>& sums = totals_;
-    sums.clear();
-    sums.push_back({layers_.back().sums->slice_rows(1, 1), 1, &totals->loss});
-    for (Layer& layer : layers_) {
-      const double beta = layer.spec.beta;
-      if (layer.has_kl())
-        sums.push_back({*layer.kl, beta, &totals->kl});
-      else if (layer.has_penalty())
-        sums.push_back({layer.sums->slice_rows(1, 1), beta, &totals->element_penalty});
-      if (with_gradient_) sums.push_back({*layer.bias_sums, 1, &totals->squared_gradient});
-      if (layer.linear.tied()) continue;
-      if (with_gradient_)
-        sums.push_back({layer.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient});
-      else
-        backend_.map(*layer.linear.gradient, decayed(layer, 0), {*layer.weight_sums});
-      sums.push_back({layer.weight_sums->slice_rows(1, 1), 1, &totals->squared_weights});
-    }
-    backend_.add_totals(sums);
-    Tensor one = memory_.totals;
-    one.cols = 1;
-    backend_.map(one, closing(memory_, logged), {});
-  }
-
-  void commit() override {
-    for (Layer& layer : layers_) {
-      if (layer.rho_hat == nullptr) continue;
-      backend_.map(*layer.rho_hat, as_kernel(KeepRhoHat{layer.next_rho_hat->as<double>(), memory_.log}), {});
-    }
-  }
-
-  const std::vector<Parameter>& parameters() const override { return parameters_; }
-
-  std::optional<SmallModel> small(const StepMemory& memory) const override {
-    if (layers_.size() != 2 || spec_.tied) return std::nullopt;
-    const Layer& hidden = layers_[0];
-    const double beta = hidden.has_penalty() ? hidden.spec.beta : 0.0;
-    SmallModel small{};
-    for (std::size_t i = 0; i < parameters_.size(); ++i) {
-      small.parameters[i] = {*parameters_[i].value, *parameters_[i].gradient, {}};
-    }
-    small.activate = hidden.kernels.activate({}, {});
-    small.hidden_delta = hidden.kernels.delta({}, {}, {}, nullptr, beta);
-    small.output_delta = output_.delta({}, {}, {}, nullptr, loss_factor());
-    if (hidden.has_kl())
-      small.kl_column = hidden.kernels.kl_column({}, {}, {}, nullptr, hidden.spec.rho, hidden.spec.beta);
-    for (int i = 0; i < 2; ++i) small.decayed[i] = decayed(layers_[i], decay());
-    small.close = closing(memory, true);
-    (hidden.has_kl() ? small.kl_beta : small.element_beta) = beta;
-    if (hidden.rho_hat != nullptr) small.rho_hat = *hidden.rho_hat;
-    small.cost = memory.cost;
-    small.log = memory.log;
-    return small;
-  }
-
-  std::int64_t code_width() const override {
-    return spec_.code_layer == 0 ? spec_.n_features : layers_[spec_.code_layer - 1].spec.units;
-  }
-
-  std::int64_t widest() const override {
-    std::int64_t widest = spec_.n_features;
-    for (const Layer& layer : layers_) widest = std::max(widest, layer.spec.units);
-    return widest;
-  }
-
-  double loss_factor() const override {
-    if (spec_.loss_reduction == "mean") return 1.0 / static_cast<double>(spec_.n_features);
-    return spec_.loss_reduction == "ufldl" && spec_.loss == SquaredError::name ? 0.5 : 1.0;
-  }
-
-  void encode(Tensor x, Tensor code, Tensor* work) const override {
-    infer(0, spec_.code_layer, x, code, work);
-  }
-
-  void decode(Tensor code, Tensor x, Tensor* work) const override {
-    infer(spec_.code_layer, static_cast<std::int64_t>(layers_.size()), code, x, work);
-  }
-
-  void score(Tensor x, Tensor output, Tensor losses, Tensor* work) const override {
-    const std::int64_t last = static_cast<std::int64_t>(layers_.size()) - 1;
-    Tensor in = x;
-    if (last > 0) {
-      in = shaped(work[0], x.rows, layers_[last - 1].spec.units);
-      infer(0, last, x, in, work + 1);
-    }
-    layers_[last].linear.forward(backend_, in, output, output_.row_loss(*layers_[last].linear.bias, x),
-                                 {losses});
-  }
-
- private:
-  double decay() const { return spec_.decoupled_decay ? 0.0 : spec_.weight_decay; }
-
-  static Tensor rows_of(const Tensor* scratch, const Batch& batch) {
-    return scratch->slice_rows(0, batch.rows());
-  }
-
-  static Tensor shaped(Tensor memory, std::int64_t rows, std::int64_t cols) {
-    return {memory.data, rows, cols, cols, memory.dtype, memory.shadow};
-  }
-
-  Tensor input_of(std::size_t index, const Batch& batch) const {
-    return index == 0 ? batch.x : rows_of(layers_[index - 1].activation, batch);
-  }
-
-  void forward_hidden(const Batch& batch) {
-    for (std::size_t i = 0; i + 1 < layers_.size(); ++i) {
-      Layer& layer = layers_[i];
-      layer.linear.forward(backend_, input_of(i, batch), rows_of(layer.activation, batch),
-                           layer.kernels.activate(*layer.linear.bias, batch.weight), {*layer.sums, !first_});
-    }
-  }
-
-  void forward_output(const Batch& batch) {
-    Layer& layer = layers_.back();
-    const Kernel kernel =
-        output_.delta(*layer.linear.bias, batch.weight, batch.x, memory_.scalars, loss_factor());
-    layer.linear.forward(backend_, input_of(layers_.size() - 1, batch), rows_of(layer.delta, batch), kernel,
-                         {*layer.sums, !first_});
-  }
-
-  void backward(const Batch& batch, bool last_chunk) {
-    for (std::size_t i = layers_.size(); i-- > 0;) {
-      Layer& layer = layers_[i];
-      const Tensor delta = rows_of(layer.delta, batch);
-      // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
-      const bool finishes = last_chunk && !layer.linear.tied();
-      const bool starts = first_ && (!spec_.tied || layer.linear.tied());
-      const Kernel finish = decayed(layer, decay());
-      layer.linear.weight_gradient(backend_, input_of(i, batch), delta, !starts, finishes ? &finish : nullptr,
-                                   {*layer.weight_sums});
-      if (i > 0) {
-        Layer& previous = layers_[i - 1];
-        const Kernel kernel =
-            previous.kernels.delta(rows_of(previous.activation, batch), batch.weight, *previous.column,
-                                   memory_.scalars, previous.has_penalty() ? previous.spec.beta : 0.0);
-        layer.linear.backward(backend_, delta, rows_of(previous.delta, batch), kernel,
-                              {*previous.delta_sums, !first_});
-      }
-      if (last_chunk) {
-        const Tensor& sums = i + 1 == layers_.size() ? *layer.sums : *layer.delta_sums;
-        backend_.map(*layer.linear.bias_gradient, bias_gradient(sums), {*layer.bias_sums});
-      }
-    }
-  }
-
-  Kernel decayed(const Layer& layer, double decay) const {
-    return with_scalar(spec_.dtype, [&](auto s) {
-      using S = decltype(s);
-      return as_kernel(DecayedGradient<S>{layer.linear.weight->view<const S>(), static_cast<S>(decay)});
-    });
-  }
-
-  Kernel closing(const StepMemory& memory, bool logged) const {
-    return as_kernel(CloseStep{memory.as_totals(), memory.scalars, memory.cost, logged ? memory.log : nullptr,
-                               loss_factor(), decay() / 2});
-  }
-
-  Kernel bias_gradient(const Tensor& sums) const {
-    return with_scalar(spec_.dtype,
-                       [&](auto s) { return as_kernel(BiasGradient<decltype(s)>{sums.as<double>()}); });
-  }
-
-  void infer(std::int64_t from, std::int64_t to, Tensor in, Tensor out, Tensor* work) const {
-    if (from == to) return backend_.copy(out, in);
-    for (std::int64_t i = from; i < to; ++i) {
-      const Linear& linear = layers_[i].linear;
-      const Tensor next = i + 1 == to ? out : shaped(work[(i - from) % 2], in.rows, linear.units());
-      linear.forward(backend_, in, next, layers_[i].kernels.infer(*linear.bias));
-      in = next;
-    }
-  }
-
-  const ModelSpec spec_;
-  Backend& backend_;
-  std::vector<Layer> layers_;
-  OutputKernels output_{};
-  std::vector<Parameter> parameters_;
-  std::vector<Total> totals_;  // of a step; kept so that no step allocates
-  StepMemory memory_;
-  bool with_gradient_ = false, one_chunk_ = true, first_ = true;
-};
+Tensor rows_of(const Tensor* scratch, const Batch& batch) { return scratch->slice_rows(0, batch.rows()); }
 
 }  // namespace
+
+Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {
+  const auto count = static_cast<Index>(spec.layers.size());
+  FS_REQUIRE(!spec.layers.empty() && spec.layers.back().out.size() == spec.n_outputs,
+             "layers: the last layer must have as many units as there are outputs");
+  FS_REQUIRE(spec.code_layer >= 0 && spec.code_layer <= count, "n_encoder_layers: out of range");
+  input_shape_ = spec.layers.front().in;
+  FS_REQUIRE(input_shape_.size() == spec.n_features, "layers: the first layer must read n_features numbers");
+  for (Index i = 0; i < count; ++i) {
+    const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
+    FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
+    order_as(reads_images(layer.kind), layer.in);
+    add_stage(layer);
+    stage_of_.push_back(depth() - 1);
+    if (i + 1 == spec.code_layer) code_stage_ = depth();
+  }
+  output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+}
+
+void Layered::add_stage(const LayerSpec& spec) {
+  const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
+  stages_.push_back({make_layer(spec), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  channels_last_.push_back(images && spec.out.has_order());
+  dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
+}
+
+void Layered::order_as(bool channels_last, const Shape& shape) {
+  if (shape.has_order() && is_channels_last(depth()) != channels_last)
+    add_stage(order_spec(shape, channels_last));
+}
+
+void Layered::declare(Arena& parameters, Arena& gradients, Arena& state) {
+  const std::size_t count = stage_of_.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    Stage& stage = this->stage(stage_of_[i]);
+    const Layer* tied_to =
+        spec_.tied && i >= count / 2 ? this->stage(stage_of_[count - 1 - i]).layer.get() : nullptr;
+    Layer& layer = *stage.layer;
+    layer.declare(parameters, gradients, spec_.dtype, backend_.wants_shadows(), tied_to);
+    if (!layer.has_weights()) continue;
+    if (tied_to == nullptr) parameters_.push_back({layer.weight, layer.gradient, layer.spec().weight_decay});
+    parameters_.push_back({layer.bias, layer.bias_gradient, 0});
+    if (layer.spec().has_kl() && spec_.moving_rho_hat) {
+      const std::string name = text("rho_hat", layer.spec().number);
+      stage.rho_hat = &state.declare(name, 1, layer.spec().out.channels, DType::f64);
+    }
+  }
+  FS_REQUIRE(output().layer->has_weights(), "layers: the last layer must have weights");
+}
+
+void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
+  int number = 0;
+  const bool shadowed = backend_.wants_shadows();
+  spread_weights_.clear();
+  for (Stage& stage : stages_) {
+    const LayerSpec& spec = stage.spec();
+    const std::int64_t channels = spec.out.channels, positions = spec.out.positions();
+    const std::string suffix = std::to_string(++number);
+    const bool last = &stage == &output();
+    stage.delta = &scratch.declare("delta" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
+    stage.activation = last ? stage.delta
+                            : &scratch.declare("activation" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
+    const std::int64_t work = stage.layer->work_size(rows);
+    stage.work = work > 0 ? &scratch.declare("work" + suffix, 1, work, spec_.dtype, shadowed) : nullptr;
+    stage.layer->declare_scratch(scratch, spec_.dtype);
+    if (!stage.layer->has_weights()) continue;
+    stage.sums = &scratch.declare("sums" + suffix, 2, channels, DType::f64);
+    stage.delta_sums = &scratch.declare("delta_sums" + suffix, 1, channels, DType::f64);
+    stage.column = &scratch.declare("column" + suffix, 1, channels, spec_.dtype);
+    stage.kl = &scratch.declare("kl" + suffix, 1, channels, DType::f64);
+    stage.next_rho_hat = &scratch.declare("next_rho_hat" + suffix, 1, channels, DType::f64);
+    stage.weight_sums = &scratch.declare("weight_sums" + suffix, 2, stage.layer->weight->cols, DType::f64);
+    stage.bias_sums = &scratch.declare("bias_sums" + suffix, 1, channels, DType::f64);
+    if (positions > 1 && spread_weights_.count(positions) == 0)
+      spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
+  }
+  if (channels_last_.back())
+    ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
+}
+
+void Layered::begin(const StepMemory& memory, bool with_gradient, bool one_chunk) {
+  memory_ = memory;
+  with_gradient_ = with_gradient;
+  one_chunk_ = one_chunk;
+  first_ = true;
+}
+
+bool Layered::needs_means() const {
+  return std::any_of(stages_.begin(), stages_.end(), [](const Stage& stage) {
+    return stage.spec().has_kl() || stage.layer->needs_means();
+  });
+}
+
+bool Layered::draws_noise() const {
+  return std::any_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.layer->draws_noise(); });
+}
+
+void Layered::accumulate_means(const Batch& batch) {
+  start(batch);
+  forward_hidden(batch);
+  first_ = false;
+}
+
+void Layered::finish_means() {
+  first_ = true;
+  for (Stage& stage : stages_) {
+    stage.layer->finish_means(backend_, memory_);
+    const LayerSpec& spec = stage.spec();
+    if (!spec.has_kl()) continue;
+    const Tensor& previous = stage.rho_hat != nullptr ? *stage.rho_hat : *stage.next_rho_hat;
+    const double share = 1 / static_cast<double>(spec.out.positions());
+    const Kernel kernel = stage.kernels.kl_column(*stage.sums, previous, *stage.next_rho_hat, memory_.scalars,
+                                                  spec.rho, spec.beta, share);
+    backend_.map(*stage.column, kernel, {*stage.kl});
+  }
+}
+
+void Layered::accumulate(const Batch& batch, bool last) {
+  start(batch);
+  forward_hidden(batch);
+  if (one_chunk_) finish_means();
+  forward_output(batch);
+  if (with_gradient_) backward(batch, last);
+  first_ = false;
+}
+
+void Layered::close(bool logged) {
+  StepTotals* totals = memory_.as_totals();
+  backend_.fill(memory_.totals, 0);
+  std::vector<Total>& sums = totals_;
+  sums.clear();
+  sums.push_back({output().sums->slice_rows(1, 1), 1, &totals->loss});
+  for (Stage& stage : stages_) {
+    const Layer& layer = *stage.layer;
+    layer.add_cost(totals, sums);
+    if (!layer.has_weights()) continue;
+    if (stage.spec().has_kl())
+      sums.push_back({*stage.kl, stage.spec().beta, &totals->kl});
+    else if (stage.spec().has_penalty())
+      sums.push_back({stage.sums->slice_rows(1, 1), penalty_of(stage), &totals->element_penalty});
+    if (with_gradient_) sums.push_back({*stage.bias_sums, 1, &totals->squared_gradient});
+    if (layer.tied()) continue;
+    if (with_gradient_)
+      sums.push_back({stage.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient});
+    else
+      backend_.map(*layer.gradient, decayed(stage, 0), {*stage.weight_sums});
+    sums.push_back({stage.weight_sums->slice_rows(1, 1), decay_of(stage) / 2, &totals->squared_weights});
+  }
+  backend_.add_totals(sums);
+  Tensor one = memory_.totals;
+  one.cols = 1;
+  backend_.map(one, closing(memory_, logged, 1), {});
+}
+
+void Layered::commit() {
+  for (Stage& stage : stages_) {
+    if (stage.rho_hat == nullptr) continue;
+    backend_.map(*stage.rho_hat, as_kernel(KeepRhoHat{stage.next_rho_hat->as<double>(), memory_.log}), {});
+  }
+}
+
+std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
+  const bool plain = std::all_of(stages_.begin(), stages_.end(),
+                                 [](const Stage& stage) { return stage.spec().kind == "dense"; });
+  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1))) return std::nullopt;
+  const Stage& hidden = stage(0);
+  const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
+  SmallModel small{};
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    small.parameters[i] = {*parameters_[i].value, *parameters_[i].gradient, {}};
+  }
+  small.activate = hidden.kernels.activate({}, {});
+  small.hidden_delta = hidden.kernels.delta({}, {}, {}, nullptr, beta);
+  small.output_delta = output_.delta({}, {}, {}, nullptr, loss_factor());
+  if (hidden.spec().has_kl())
+    small.kl_column = hidden.kernels.kl_column({}, {}, {}, nullptr, hidden.spec().rho, beta, 1);
+  for (int i = 0; i < 2; ++i) small.decayed[i] = decayed(stage(i), decay_of(stage(i)));
+  small.close = closing(memory, true, decay_of(hidden) / 2);
+  (hidden.spec().has_kl() ? small.kl_beta : small.element_beta) = beta;
+  if (hidden.rho_hat != nullptr) small.rho_hat = *hidden.rho_hat;
+  small.cost = memory.cost;
+  small.log = memory.log;
+  return small;
+}
+
+double Layered::loss_factor() const {
+  if (spec_.loss_reduction == "mean") return 1.0 / static_cast<double>(spec_.n_outputs);
+  return spec_.loss_reduction == "ufldl" && spec_.loss == SquaredError::name ? 0.5 : 1.0;
+}
+
+Context Layered::context_of(const Stage& stage, const Batch& batch) const {
+  return {backend_, stage.work == nullptr ? Tensor{} : *stage.work, &memory_, &batch, first_};
+}
+
+Tensor Layered::input_of(Index index, const Batch& batch) const {
+  return index == 0 ? batch.x : rows_of(stage(index - 1).activation, batch);
+}
+
+// Of each row of a layer's output as its kernels see it.
+Tensor Layered::weight_of(const Stage& stage, const Batch& batch) const {
+  const std::int64_t positions = stage.spec().out.positions();
+  return positions == 1 ? batch.weight : shaped(*spread_weights_.at(positions), 1, batch.rows() * positions);
+}
+
+Tensor Layered::target_of(const Batch& batch) const {
+  return ordered_target_ == nullptr ? batch.target : rows_of(ordered_target_, batch);
+}
+
+// What a pass over this batch reads beside the activations.
+void Layered::start(const Batch& batch) {
+  for (const auto& [positions, spread] : spread_weights_) {
+    with_scalar(spec_.dtype, [&, positions = positions, spread = spread](auto s) {
+      using S = decltype(s);
+      backend_.map(shaped(*spread, batch.rows(), positions), as_kernel(SpreadWeight<S>{batch.weight.as<S>()}), {});
+    });
+  }
+  if (ordered_target_ != nullptr)
+    reorder(backend_, batch.target, rows_of(ordered_target_, batch), output().spec().out, true);
+}
+
+void Layered::forward_hidden(const Batch& batch) {
+  for (Index i = 0; i + 1 < depth(); ++i) {
+    Stage& stage = this->stage(i);
+    const Tensor out = rows_of(stage.activation, batch);
+    if (!stage.layer->has_weights()) {
+      stage.layer->forward(context_of(stage, batch), input_of(i, batch), out, {});
+      continue;
+    }
+    const Kernel kernel = stage.kernels.activate(*stage.layer->bias, weight_of(stage, batch));
+    stage.layer->forward(context_of(stage, batch), input_of(i, batch), out, {&kernel, {*stage.sums, !first_}});
+  }
+}
+
+void Layered::forward_output(const Batch& batch) {
+  Stage& stage = output();
+  const Tensor target = pixels(target_of(batch), stage.spec().out);
+  const Kernel kernel =
+      output_.delta(*stage.layer->bias, weight_of(stage, batch), target, memory_.scalars, loss_factor());
+  stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),
+                       {&kernel, {*stage.sums, !first_}});
+}
+
+void Layered::backward(const Batch& batch, bool last_chunk) {
+  for (Index i = depth(); i-- > 0;) {
+    Stage& stage = this->stage(i);
+    const Layer& layer = *stage.layer;
+    const Tensor delta = rows_of(stage.delta, batch);
+    const Context context = context_of(stage, batch);
+    if (layer.has_weights()) {
+      // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
+      const bool finishes = last_chunk && !layer.tied();
+      const bool starts = first_ && (!spec_.tied || layer.tied());
+      const Kernel finish = decayed(stage, decay_of(stage));
+      layer.weight_gradient(context, input_of(i, batch), delta, !starts,
+                            {finishes ? &finish : nullptr, {*stage.weight_sums}});
+    }
+    if (i > 0) {
+      Stage& previous = this->stage(i - 1);
+      const Tensor out = rows_of(previous.delta, batch);
+      if (previous.layer->has_weights()) {
+        const Tensor activation = pixels(rows_of(previous.activation, batch), previous.spec().out);
+        const Kernel kernel = previous.kernels.delta(activation, weight_of(previous, batch), *previous.column,
+                                                     memory_.scalars, penalty_of(previous));
+        layer.backward(context, delta, out, {&kernel, {*previous.delta_sums, !first_}});
+      } else {
+        layer.backward(context, delta, out, {});
+      }
+    }
+    if (last_chunk && layer.has_weights()) {
+      const Tensor& sums = &stage == &output() ? *stage.sums : *stage.delta_sums;
+      backend_.map(*layer.bias_gradient, bias_gradient(sums), {*stage.bias_sums});
+    }
+  }
+}
+
+// The weight of the elementwise penalty on one element: the mean over the positions of a map counts.
+double Layered::penalty_of(const Stage& stage) const {
+  const LayerSpec& spec = stage.spec();
+  return spec.has_penalty() ? spec.beta / static_cast<double>(spec.out.positions()) : 0.0;
+}
+
+Kernel Layered::decayed(const Stage& stage, double decay) const {
+  return with_scalar(spec_.dtype, [&](auto s) {
+    using S = decltype(s);
+    return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
+  });
+}
+
+Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {
+  return as_kernel(CloseStep{memory.as_totals(), memory.scalars, memory.cost, logged ? memory.log : nullptr,
+                             loss_factor(), half_decay});
+}
+
+Kernel Layered::bias_gradient(const Tensor& sums) const {
+  return with_scalar(spec_.dtype,
+                     [&](auto s) { return as_kernel(BiasGradient<decltype(s)>{sums.as<double>()}); });
+}
 
 std::unique_ptr<Model> make_layered(const ModelSpec& spec, Backend& backend) {
   return std::make_unique<Layered>(spec, backend);

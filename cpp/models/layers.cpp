@@ -1,100 +1,85 @@
-#include "models/layers.h"
-
-#include <type_traits>
+// The layers that are one product or one pass.
+#include "core/error.h"
+#include "kernels/list.h"
+#include "models/layer.h"
 
 namespace fastsae {
 namespace {
 
-template <class S, class F>
-Kernel infer(const Tensor& bias) {
-  return as_kernel(Infer<S, F>{bias.as<S>()});
-}
+// out = x W' with W of [units x inputs], or of [inputs x units] where the weights are those of a tied layer.
+class Dense final : public Layer {
+ public:
+  using Layer::Layer;
 
-template <class S, class F, class P>
-Kernel activate(const Tensor& bias, const Tensor& weight) {
-  return as_kernel(Activate<S, F, P>{bias.as<S>(), weight.as<S>()});
-}
+  void declare(Arena& parameters, Arena& gradients, DType dtype, bool shadowed, const Layer* tied_to) override {
+    declare_weights(parameters, gradients, dtype, shadowed, tied_to, spec_.out.size(), spec_.in.size());
+  }
 
-template <class S, class F, class P>
-Kernel hidden_delta(const Tensor& activation, const Tensor& weight, const Tensor& column,
-                    const StepScalars* step, double beta) {
-  return as_kernel(
-      HiddenDelta<S, F, P>{activation.view<const S>(), weight.as<S>(), column.as<S>(), step, beta});
-}
+  void forward(const Context& context, Tensor in, Tensor out, const Epilogue& epilogue) const override {
+    context.backend.product({in}, {*weight, !tied_}, out, false, epilogue.kernel, epilogue.sums);
+  }
 
-template <class S, class F>
-Kernel kl_column(const Tensor& sums, const Tensor& rho_hat, const Tensor& next_rho_hat,
-                 const StepScalars* step, double rho, double beta) {
-  return as_kernel(
-      KlColumn<S, F>{sums.as<double>(), rho_hat.as<double>(), next_rho_hat.as<double>(), step, rho, beta});
-}
+  void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
+    const bool fused = spec_.in.positions() == 1;
+    context.backend.product({delta}, {*weight, tied_}, out, false, fused ? epilogue.kernel : nullptr,
+                         fused ? epilogue.sums : Sums{});
+    if (!fused) finish(context.backend, pixels(out, spec_.in), epilogue);
+  }
 
-template <class S, class F, class L>
-Kernel output_delta(const Tensor& bias, const Tensor& weight, const Tensor& target, const StepScalars* step,
-                    double factor) {
-  return as_kernel(OutputDelta<S, F, L>{bias.as<S>(), weight.as<S>(), target.view<const S>(), step, factor});
-}
+  void weight_gradient(const Context& context, Tensor in, Tensor delta, bool accumulate,
+                       const Epilogue& finish) const override {
+    if (tied_)
+      context.backend.product({in, true}, {delta}, *gradient, accumulate, finish.kernel, finish.sums);
+    else
+      context.backend.product({delta, true}, {in}, *gradient, accumulate, finish.kernel, finish.sums);
+  }
+};
 
-template <class S, class F, class L>
-Kernel row_loss(const Tensor& bias, const Tensor& target) {
-  return as_kernel(RowLoss<S, F, L>{bias.as<S>(), target.view<const S>()});
-}
+// Puts a pixel's channels side by side, or each channel's pixels.
+class Reorder final : public Layer {
+ public:
+  using Layer::Layer;
+
+  void forward(const Context& context, Tensor in, Tensor out, const Epilogue&) const override {
+    reorder(context.backend, in, out, spec_.in, spec_.kind == "channels_last");
+  }
+
+  void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
+    reorder(context.backend, delta, out, spec_.in, spec_.kind == "channels_first");
+    finish(context.backend, pixels(out, spec_.in), epilogue);
+  }
+};
 
 }  // namespace
 
-LayerKernels choose_layer_kernels(DType dtype, const std::string& activation, const std::string& penalty) {
-  LayerKernels chosen{};
-  with_scalar(dtype, [&](auto s) {
-    using S = decltype(s);
-    with_named<Activations>("activation", activation, [&](auto f) {
-      using F = decltype(f);
-      chosen.infer = infer<S, F>;
-      if constexpr (F::bounded) chosen.kl_column = kl_column<S, F>;
-      const std::string elementwise = penalty == KlPenalty::name ? NoPenalty::name : penalty;
-      with_named<ElementPenalties>("penalty", elementwise, [&](auto p) {
-        using P = decltype(p);
-        chosen.activate = activate<S, F, P>;
-        chosen.delta = hidden_delta<S, F, P>;
-      });
-    });
-  });
-  FS_REQUIRE(penalty != KlPenalty::name || chosen.kl_column != nullptr,
-             "penalty='kl' needs a bounded activation, got '", activation, "'");
-  return chosen;
-}
-
-OutputKernels choose_output_kernels(DType dtype, const std::string& activation, const std::string& loss) {
-  OutputKernels chosen{};
-  with_scalar(dtype, [&](auto s) {
-    using S = decltype(s);
-    with_named<Activations>("activation", activation, [&](auto f) {
-      with_named<Losses>("loss", loss, [&](auto l) {
-        using F = decltype(f);
-        using L = decltype(l);
-        if constexpr (std::is_same_v<L, SquaredError> || std::is_same_v<F, Sigmoid>) {
-          chosen = {output_delta<S, F, L>, row_loss<S, F, L>};
-        }
-      });
-    });
-  });
-  FS_REQUIRE(chosen.delta != nullptr, "loss='", loss, "' needs a sigmoid output layer, got activation '",
-             activation, "'");
-  return chosen;
-}
-
-void Linear::declare(Arena& parameters, Arena& gradients, DType dtype, int number, bool shadowed,
-                     const Linear* tied_to) {
-  const std::string w = text("W", number), b = text("b", number);
+void Layer::declare_weights(Arena& parameters, Arena& gradients, DType dtype, bool shadowed, const Layer* tied_to,
+                            std::int64_t weight_rows, std::int64_t weight_cols) {
+  const std::string w = text("W", spec_.number), b = text("b", spec_.number);
   tied_ = tied_to != nullptr;
   if (tied_) {
     weight = tied_to->weight;
     gradient = tied_to->gradient;
   } else {
-    weight = &parameters.declare(w, units_, inputs_, dtype, shadowed);
-    gradient = &gradients.declare("gradient." + w, units_, inputs_, dtype);
+    weight = &parameters.declare(w, weight_rows, weight_cols, dtype, shadowed);
+    gradient = &gradients.declare("gradient." + w, weight_rows, weight_cols, dtype);
   }
-  bias = &parameters.declare(b, 1, units_, dtype);
-  bias_gradient = &gradients.declare("gradient." + b, 1, units_, dtype);
+  bias = &parameters.declare(b, 1, spec_.out.channels, dtype);
+  bias_gradient = &gradients.declare("gradient." + b, 1, spec_.out.channels, dtype);
+}
+
+void reorder(Backend& backend, Tensor in, Tensor out, const Shape& shape, bool to_last) {
+  const std::int64_t rows = to_last ? shape.channels : shape.positions();
+  const std::int64_t cols = to_last ? shape.positions() : shape.channels;
+  with_scalar(in.dtype, [&](auto s) {
+    using S = decltype(s);
+    backend.map(shaped(out, in.rows * cols, rows), as_kernel(Transposed<S>{in.as<S>(), rows, cols}), {});
+  });
+}
+
+std::unique_ptr<Layer> make_layer(const LayerSpec& spec) {
+  if (spec.kind == "dense") return std::make_unique<Dense>(spec);
+  if (spec.kind == "channels_last" || spec.kind == "channels_first") return std::make_unique<Reorder>(spec);
+  throw ValueError(text("layers: unknown kind '", spec.kind, "'"));
 }
 
 }  // namespace fastsae

@@ -13,20 +13,55 @@
 
 namespace fastsae {
 
-// One layer of the list; defaults and meanings are in python/fastsae/config.py.
+// What one row is: a vector, or an image. Rows come in and go out with one channel after the other; between the layers
+// of an image a pixel's channels lie side by side, so that each channel is a column.
+struct Shape {
+  std::int64_t channels = 1, height = 1, width = 1;
+  std::int64_t positions() const { return height * width; }
+  std::int64_t size() const { return channels * positions(); }
+  bool has_order() const { return channels > 1 && positions() > 1; }
+  friend bool operator==(const Shape&, const Shape&) = default;
+};
+
+// One layer of the list; defaults, meanings and shapes are made in python/fastsae/layers.py. Which fields a kind reads
+// is said where it is made.
 struct LayerSpec {
-  std::int64_t units;
+  std::string kind;
+  std::int64_t number;  // names its parameters
+  Shape in, out;
   std::string activation, penalty;
   double beta, rho;
+  double weight_decay;
+  bool per_position;         // whether each position of a map is a unit of its own to the penalty
+  std::int64_t kernel, stride, padding;  // of windows
+  std::string winners;       // winner-take-all: "", "spatial", "lifetime" or "both"
+  double lifetime;           // share of rows in which a unit may win
+  double free_bits, warm_up;  // of a Gaussian code
+  bool has_penalty() const { return penalty != "none" && beta > 0; }
+  bool has_kl() const { return has_penalty() && penalty == "kl"; }
+};
+
+// What is done to the input of a step; its target stays clean.
+struct CorruptionSpec {
+  std::string kind;  // "none", "masking", "gaussian" or "salt_and_pepper"
+  double level, low, high;
+  double emphasis, rest;  // weights of the loss on corrupted elements and on the others
+};
+
+// The penalty on the encoder's Jacobian.
+struct ContractionSpec {
+  double weight, hessian_weight, noise;
 };
 
 struct ModelSpec {
   std::int64_t n_features;
+  std::int64_t n_outputs;
   std::vector<LayerSpec> layers;
   std::int64_t code_layer;  // layers from the input to the code
+  CorruptionSpec corruption;
+  ContractionSpec contraction;
   std::string loss, loss_reduction;
   bool tied;
-  double weight_decay;
   bool decoupled_decay;  // the optimiser decays; J does not
   bool moving_rho_hat;
   double rho_hat_decay;
@@ -35,8 +70,10 @@ struct ModelSpec {
 
 // Rows on the device with their weights.
 struct Batch {
-  Tensor x;       // [rows x n_features]
-  Tensor weight;  // [1 x rows]
+  Tensor x;        // [rows x n_features]
+  Tensor target;   // [rows x n_outputs]; x itself where nothing else was given
+  Tensor weight;   // [1 x rows]
+  Tensor numbers;  // [1 x rows] of f64: which row of the data set each one is; only where the model draws noise
   std::int64_t rows() const { return x.rows; }
 };
 
@@ -52,7 +89,7 @@ struct StepMemory {
 struct Parameter {
   Tensor* value;
   Tensor* gradient;
-  bool decays;
+  double decay;  // 0 for biases
 };
 
 class Model {
@@ -82,13 +119,29 @@ class Model {
   virtual std::optional<SmallModel> small(const StepMemory& memory) const = 0;
   virtual std::int64_t code_width() const = 0;
 
-  // Inference, safe from many threads. `work` points to three tensors of at least [rows x widest()].
-  virtual void encode(Tensor x, Tensor code, Tensor* work) const = 0;
-  virtual void decode(Tensor code, Tensor x, Tensor* work) const = 0;
-  // The reconstruction, and each row's loss before loss_factor() into doubles [rows x 1].
-  virtual void score(Tensor x, Tensor output, Tensor losses, Tensor* work) const = 0;
+  // Whether a step needs Batch::numbers, and whether rows must follow each other without gaps.
+  virtual bool draws_noise() const = 0;
+  virtual bool needs_dense_rows() const = 0;
+
+  // Inference, safe from many threads. `work` has three tensors of at least [rows x widest()].
+  struct Work {
+    Tensor rows[3];
+    Tensor layer;   // at least layer_work(rows) elements
+    Tensor losses;  // at least [rows x output_positions()] of f64
+  };
+  virtual void encode(Tensor x, Tensor code, const Work& work) const = 0;
+  virtual void decode(Tensor code, Tensor output, const Work& work) const = 0;
+  virtual void reconstruct(Tensor x, Tensor output, const Work& work) const = 0;
+  // The parameters of the code's distribution, [rows x 2 code_width]: means and log-variances of a Gaussian code.
+  virtual void encode_distribution(Tensor x, Tensor moments, const Work& work) const = 0;
+  virtual bool has_distribution() const = 0;
+  // The output, and each row's loss before loss_factor() into doubles [rows x 1]; from a code or from x.
+  virtual void score(Tensor x, Tensor target, Tensor output, Tensor losses, const Work& work) const = 0;
+  virtual void score_code(Tensor code, Tensor target, Tensor output, Tensor losses, const Work& work) const = 0;
   virtual double loss_factor() const = 0;
   virtual std::int64_t widest() const = 0;
+  virtual std::int64_t layer_work(std::int64_t rows) const = 0;
+  virtual std::int64_t output_positions() const = 0;
 };
 
 std::unique_ptr<Model> make_layered(const ModelSpec& spec, Backend& backend);

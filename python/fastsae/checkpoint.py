@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import importlib
 import json
 import os
 import tempfile
@@ -17,19 +18,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from fastsae._core import DeviceError
-from fastsae.config import Config, check_integer
+from fastsae.checks import check_integer
+from fastsae.config import Config
 from fastsae.engine import Engine
 from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
-    from fastsae.estimators import SparseAutoencoder
+    from fastsae.base import Autoencoder
 
 FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
+#: Estimators that a file may hold, and their modules.
+ESTIMATORS = {"SparseAutoencoder": "estimators"}
 
 
-def save(estimator: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
+def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator to `path`; what was there stays whole until the new file is complete.
 
     Raises
@@ -53,7 +57,7 @@ def save(estimator: SparseAutoencoder, path: str | os.PathLike[str]) -> None:
     write_atomically(path, to_safetensors(tensors, metadata=header))
 
 
-def load(path: str | os.PathLike[str]) -> SparseAutoencoder:
+def load(path: str | os.PathLike[str]) -> Autoencoder:
     """The estimator that :meth:`fastsae.SparseAutoencoder.save` wrote.
 
     Parameters
@@ -126,7 +130,7 @@ def _umask() -> int:
     return current
 
 
-def _plain_parameters(estimator: SparseAutoencoder) -> dict[str, Any]:
+def _plain_parameters(estimator: Autoencoder) -> dict[str, Any]:
     """The constructor's options that JSON can hold; a random generator or a callback is left out."""
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
@@ -166,20 +170,19 @@ class _Header:
         return value
 
 
-def _restore(header: _Header, file: Any) -> SparseAutoencoder:
-    from fastsae.estimators import ESTIMATORS
-
+def _restore(header: _Header, file: Any) -> Autoencoder:
     name = header.text("class")
     if name not in ESTIMATORS:
         raise ValueError(f"it holds an unknown estimator {name!r}")
+    kind: type[Autoencoder] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
     config = Config.from_dict(header.json("config", dict))
-    if len(config.layers) != 2 or config.code_layer != 1:
+    if not kind._has_model(config):
         raise ValueError(f"its layers are not those of a {name}")
     state = TrainerState.from_dict(header.json("trainer", dict))
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
     try:
-        estimator = ESTIMATORS[name](**header.json("parameters", dict))
+        estimator = kind(**header.json("parameters", dict))
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
@@ -208,7 +211,7 @@ def _restore(header: _Header, file: Any) -> SparseAutoencoder:
     return estimator
 
 
-def _engine_here(config: Config, estimator: SparseAutoencoder) -> Engine:
+def _engine_here(config: Config, estimator: Autoencoder) -> Engine:
     """An engine on the estimator's device; a model of a GPU that is not here goes to another device."""
     try:
         return Engine(config, estimator.device)

@@ -16,12 +16,33 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-ACTIVATIONS = ("sigmoid", "tanh", "relu", "softplus", "identity")
-#: Activations with a bounded range, for which the KL penalty has a meaning.
-BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
+from fastsae.checks import check_bool, check_choice, check_integer, check_real, is_bool
+from fastsae.layers import (
+    ACTIVATIONS,
+    BOUNDED_ACTIVATIONS,
+    PENALTIES,
+    Layer,
+    LayerConfig,
+    Shape,
+    layer_core,
+    layer_from_dict,
+    layer_to_dict,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "BOUNDED_ACTIVATIONS",
+    "PENALTIES",
+    "Config",
+    "Layer",
+    "LayerConfig",
+    "Shape",
+    "TrainingConfig",
+    "check_precision",
+]
+
 LOSSES = ("squared_error", "cross_entropy")
 LOSS_REDUCTIONS = ("ufldl", "sum", "mean")
-PENALTIES = ("none", "kl", "l1", "log")
 RHO_HATS = ("batch", "ema", "full")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SOLVERS = (*OPTIMIZERS, "lbfgs")
@@ -31,45 +52,19 @@ PRECISIONS = ("full", "tf32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerConfig:
-    """One linear layer, ``a = activation(x W' + b)``, and the penalty on its activations.
-
-    Attributes
-    ----------
-    units : int
-        Number of outputs, at least 1.
-    activation : {"sigmoid", "tanh", "relu", "softplus", "identity"}
-        The function of the pre-activation.
-    penalty : {"none", "kl", "l1", "log"}
-        Sparsity penalty of a hidden layer (the last layer has none), times `beta`:
-
-        - ``kl``: ``sum_j KL(rho || rho_hat_j)``, ``rho_hat_j`` the mean activation of unit j mapped to
-          (0, 1): itself for sigmoid, ``(mean + 1) / 2`` for tanh. Other activations are refused.
-        - ``l1``: ``1/W sum_i w_i sum_j |a_ij|``.
-        - ``log``: ``1/W sum_i w_i sum_j log(1 + a_ij^2)``.
-    beta : float
-        Weight of the penalty, >= 0. With 0 the penalty is skipped.
-    rho : float
-        Target of the mean activation for ``kl``, in (0, 1).
-    """
-
-    units: int
-    activation: str = "sigmoid"
-    penalty: str = "none"
-    beta: float = 3.0
-    rho: float = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """A layered autoencoder and its optimiser: all that an :class:`fastsae.Engine` is built from.
 
     Attributes
     ----------
     n_features : int
-        Width of the input, which is also the width of the last layer.
-    layers : tuple of LayerConfig
+        Width of the input.
+    layers : tuple of LayerConfig, or of another kind of :mod:`fastsae.layers`
         First to last. The classic sparse autoencoder has two.
+    input_shape : tuple of int or None
+        ``(channels, height, width)`` of a row that is an image; None for a vector.
+    n_outputs : int or None
+        Width of the last layer; None means `n_features`. With another width training needs targets.
     n_encoder_layers : int or None
         How many of the layers lead to the code; None means half of them.
     loss : {"squared_error", "cross_entropy"}
@@ -100,7 +95,9 @@ class Config:
     """
 
     n_features: int
-    layers: tuple[LayerConfig, ...]
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, int, int] | None = None
+    n_outputs: int | None = None
     n_encoder_layers: int | None = None
     loss: str = "squared_error"
     loss_reduction: str = "ufldl"
@@ -118,9 +115,28 @@ class Config:
     precision: str = "full"
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of the input and of every layer's output."""
+        shapes: list[Shape] = [(int(self.n_features), 1, 1) if self.input_shape is None else self.input_shape]
+        for layer in self.layers:
+            shapes.append(layer.out_shape(shapes[-1]))
+        return tuple(shapes)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Width of the input and of every layer."""
-        return (self.n_features, *(layer.units for layer in self.layers))
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds of one row's forward pass."""
+        pairs = zip(self.layers, self.shapes, strict=False)
+        return sum(layer.multiplications(shape) for layer, shape in pairs)
+
+    @property
+    def output_width(self) -> int:
+        """Width of the last layer."""
+        return self.n_features if self.n_outputs is None else self.n_outputs
 
     @property
     def code_layer(self) -> int:
@@ -131,16 +147,37 @@ class Config:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by name; a tied decoder layer has no weights of its own."""
         shapes: dict[str, tuple[int, ...]] = {}
+        inputs = self.shapes
         for number, layer in enumerate(self.layers, start=1):
+            weight = layer.weight_shape(inputs[number - 1])
+            if weight is None:
+                continue
             if not (self.tied and number > len(self.layers) // 2):
-                shapes[f"W{number}"] = (layer.units, self.widths[number - 1])
-            shapes[f"b{number}"] = (layer.units,)
+                shapes[f"W{number}"] = weight
+            shapes[f"b{number}"] = (layer.n_biases(inputs[number - 1]),)
         return shapes
+
+    def core(self) -> dict[str, Any]:
+        """What the compiled engine is made from."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
+        values |= {"corruption": "none", "corruption_level": 0.0, "corruption_low": 0.0, "corruption_high": 1.0}
+        values |= {"emphasis": 1.0, "emphasis_rest": 1.0}
+        values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
+        shapes = self.shapes
+        values["layers"] = [
+            layer_core(layer, number, shapes[number - 1], self.weight_decay)
+            for number, layer in enumerate(self.layers, start=1)
+        ]
+        plain: dict[str, Any] = _plain(values)
+        return plain
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
-        values: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return values
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["layers"] = [layer_to_dict(layer) for layer in self.layers]
+        plain: dict[str, Any] = _plain(values)
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -150,9 +187,9 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"config: unknown option {unknown[0]!r}")
+        options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
         try:
-            layers = tuple(LayerConfig(**layer) for layer in values["layers"])
-            config = cls(**{**values, "layers": layers})
+            config = cls(**{**options, "layers": tuple(layer_from_dict(layer) for layer in values["layers"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"config: {error}") from None
         config.validate()
@@ -163,23 +200,17 @@ class Config:
         check_integer("n_features", self.n_features, 1)
         if not isinstance(self.layers, (tuple, list)) or not self.layers:
             raise ValueError(f"layers: expected a tuple of at least one LayerConfig, got {self.layers!r}")
-        for i, layer in enumerate(self.layers):
-            self._validate_layer(i, layer)
-        if self.layers[-1].units != self.n_features:
-            raise ValueError(
-                f"layers: the last layer must have n_features={self.n_features} units, got {self.layers[-1].units}"
-            )
+        self._validate_layers()
         if self.n_encoder_layers is not None:
             check_integer("n_encoder_layers", self.n_encoder_layers, 0, len(self.layers))
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
-        if self.loss == "cross_entropy" and self.layers[-1].activation != "sigmoid":
-            raise ValueError(
-                f"loss='cross_entropy' needs a sigmoid output layer, got activation {self.layers[-1].activation!r}"
-            )
+        output = getattr(self.layers[-1], "activation", None)
+        if self.loss == "cross_entropy" and output != "sigmoid":
+            raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer, got activation {output!r}")
         check_bool("tied", self.tied)
         if self.tied:
-            if len(self.layers) % 2 or self.widths != self.widths[::-1]:
+            if len(self.layers) % 2 or self.shapes != self.shapes[::-1]:
                 raise ValueError(f"tied=True needs layers that mirror each other, got widths {self.widths}")
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
@@ -195,22 +226,30 @@ class Config:
         check_choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
 
-    def _validate_layer(self, index: int, layer: LayerConfig) -> None:
-        if not isinstance(layer, LayerConfig):
-            raise ValueError(f"layers[{index}]: expected a LayerConfig, got {type(layer).__name__}")
-        where = f"layers[{index}]."
-        check_integer(where + "units", layer.units, 1)
-        check_choice(where + "activation", layer.activation, ACTIVATIONS)
-        check_choice(where + "penalty", layer.penalty, PENALTIES)
-        check_real(where + "beta", layer.beta, 0.0)
-        check_real(where + "rho", layer.rho, 0.0, 1.0, "()")
-        if layer.penalty != "none" and index == len(self.layers) - 1:
-            raise ValueError(f"{where}penalty: the output layer takes no penalty, got {layer.penalty!r}")
-        if layer.penalty == "kl" and layer.activation not in BOUNDED_ACTIVATIONS:
+    def _validate_layers(self) -> None:
+        shape: Shape = (int(self.n_features), 1, 1)
+        if self.input_shape is not None:
+            if not isinstance(self.input_shape, (tuple, list)) or len(self.input_shape) != 3:
+                raise ValueError(f"input_shape: expected (channels, height, width), got {self.input_shape!r}")
+            for size in self.input_shape:
+                check_integer("input_shape", size, 1)
+            shape = self.input_shape
+            if math.prod(shape) != self.n_features:
+                raise ValueError(f"input_shape: {shape} is not n_features={self.n_features} numbers")
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ValueError(f"layers[{i}]: expected a LayerConfig, got {type(layer).__name__}")
+            layer.validate(f"layers[{i}].", shape, is_last=i == len(self.layers) - 1)
+            shape = layer.out_shape(shape)
+        if self.n_outputs is not None:
+            check_integer("n_outputs", self.n_outputs, 1)
+        if math.prod(shape) != self.output_width:
+            name = "n_features" if self.n_outputs is None else "n_outputs"
             raise ValueError(
-                f"{where}penalty='kl' needs a bounded activation {BOUNDED_ACTIVATIONS}, "
-                f"got {layer.activation!r}; use 'l1' or 'log'"
+                f"layers: the last layer must have {name}={self.output_width} units, got {math.prod(shape)}"
             )
+        if not hasattr(self.layers[-1], "activation"):
+            raise ValueError(f"layers: the last layer must have weights, got {type(self.layers[-1]).__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,54 +303,11 @@ class TrainingConfig:
         check_choice("init", self.init, INITIALIZERS)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
 def check_precision(precision: object, dtype: str) -> None:
     """Raise ValueError unless `precision` is one that `dtype` can have."""
     check_choice("precision", precision, PRECISIONS)
     if precision != "full" and dtype != "float32":
         raise ValueError(f"precision={precision!r} needs dtype='float32', got {dtype!r}")
-
-
-def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise ValueError unless `value` is an integer in [low, high]."""
-    wanted = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high}]"
-    high = 2**63 - 1 if high is None else high  # what the compiled part can hold
-    if _is_bool(value):
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def check_real(name: str, value: object, low: float, high: float = math.inf, ends: str = "[)") -> None:
-    """Raise ValueError unless `value` is a finite number in the interval, `ends` saying which ends belong."""
-    wanted = f"a number in {ends[0]}{low:g}, {high:g}{ends[1]}"
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}") from None
-    above = number >= low if ends[0] == "[" else number > low
-    below = number <= high if ends[1] == "]" else number < high
-    if _is_bool(value) or isinstance(value, (str, bytes)) or not (math.isfinite(number) and above and below):
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def check_bool(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is True or False."""
-    if not _is_bool(value):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
-
-
-def _is_bool(value: object) -> bool:
-    return type(value).__name__ in ("bool", "bool_")  # NumPy's too, without importing it
 
 
 def _plain(value: Any) -> Any:
@@ -322,6 +318,6 @@ def _plain(value: Any) -> Any:
         return type(value)(map(_plain, value))
     if value is None or isinstance(value, str):
         return value
-    if _is_bool(value):
+    if is_bool(value):
         return bool(value)
     return operator.index(value) if hasattr(value, "__index__") else float(value)

@@ -27,7 +27,8 @@ from fastsae.arrays import (
     rows_for,
     target_for,
 )
-from fastsae.config import Config, check_integer, check_real
+from fastsae.checks import check_integer, check_real
+from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
 
@@ -67,7 +68,7 @@ class Engine:
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
             cuda_blas()
-        self._core = _core.Engine(config.to_dict(), config.code_layer, device, full_batch_rows)
+        self._core = _core.Engine(config.core(), device, full_batch_rows)
 
     @property
     def steps(self) -> int:
@@ -91,11 +92,38 @@ class Engine:
         self.config = dataclasses.replace(self.config, learning_rate=float(value))
 
     @property
+    def noise_seed(self) -> int:
+        """Seed of all noise that steps draw: of the input's corruption and of a stochastic code."""
+        return self._core.noise_seed
+
+    @noise_seed.setter
+    def noise_seed(self, value: int) -> None:
+        check_integer("noise_seed", value, 0, 2**53)
+        self._core.noise_seed = int(value)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the pass over the data, from 0: noise is fresh in each, and warm-ups count them."""
+        return self._core.epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        check_integer("epoch", value, 0, 2**32 - 1)
+        self._core.epoch = int(value)
+
+    @property
     def code_width(self) -> int:
         """Number of units of the code."""
         return self._core.code_width
 
-    def step(self, X: Any, sample_weight: ArrayLike | None = None) -> None:
+    def step(
+        self,
+        X: Any,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: Any = None,
+        numbers: ArrayLike | None = None,
+    ) -> None:
         """One optimiser step on all rows of `X`.
 
         Parameters
@@ -105,6 +133,10 @@ class Engine:
             float64 (on a device also float16 or bfloat16) are read where they are.
         sample_weight : array, shape (n_rows,), optional
             Weights >= 0 of the rows.
+        targets : array, shape (n_rows, n_outputs), optional
+            What the output of each row should be; None means X.
+        numbers : integer array, shape (n_rows,), optional
+            Which row of the data set each one is, from 0: noise depends on it. None means 0, 1, ...
 
         Raises
         ------
@@ -113,7 +145,7 @@ class Engine:
         FloatingPointError
             If the loss or the gradient is not finite. The model is unchanged.
         """
-        self.run_epoch(X, None, None, sample_weight)
+        self.run_epoch(X, None, None, sample_weight, targets=targets, numbers=numbers)
 
     def run_epoch(
         self,
@@ -121,6 +153,9 @@ class Engine:
         order: ArrayLike | None = None,
         batch_size: int | None = None,
         sample_weight: ArrayLike | None = None,
+        *,
+        targets: Any = None,
+        numbers: ArrayLike | None = None,
     ) -> None:
         """One optimiser step for each batch of the rows of `chunk` taken in `order`.
 
@@ -134,6 +169,8 @@ class Engine:
             Rows per step; the last, shorter batch is kept. None takes all in one step.
         sample_weight : array, shape (n_rows,), optional
             Weights of the rows of `chunk`.
+        targets, numbers
+            Of the rows of `chunk`; see `step`.
 
         Raises
         ------
@@ -151,9 +188,16 @@ class Engine:
             size = min(size, int(batch_size))
         if self.config.rho_hat == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
-        self._core.run(rows, indices, size, self.weights(sample_weight, len(rows)))
+        self._core.run(rows, indices, size, *self._examples(rows, sample_weight, targets, numbers))
 
-    def gradient(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def gradient(
+        self,
+        X: Any,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: Any = None,
+        numbers: ArrayLike | None = None,
+    ) -> dict[str, float]:
         """The cost J of all rows of `X` and its gradient, which `get` then reads; nothing is updated.
 
         Parameters
@@ -162,6 +206,8 @@ class Engine:
             NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
         sample_weight : array, shape (n_rows,), optional
             Weights >= 0 of the rows.
+        targets, numbers
+            See `step`. Noise is that of `epoch`.
 
         Returns
         -------
@@ -169,12 +215,19 @@ class Engine:
             ``loss`` = ``reconstruction`` + ``penalty`` + ``decay``, and ``gradient_norm``.
         """
         rows = self._batch(X)
-        return self._core.gradient(rows, self.weights(sample_weight, len(rows)))
+        return self._core.gradient(rows, *self._examples(rows, sample_weight, targets, numbers))
 
-    def evaluate(self, X: Any, sample_weight: ArrayLike | None = None) -> dict[str, float]:
-        """The parts of the cost J of all rows of `X`, without its gradient."""
+    def evaluate(
+        self,
+        X: Any,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: Any = None,
+        numbers: ArrayLike | None = None,
+    ) -> dict[str, float]:
+        """The parts of the cost J of all rows of `X`, without its gradient. Arguments as for `gradient`."""
         rows = self._batch(X)
-        return self._core.evaluate(rows, self.weights(sample_weight, len(rows)))
+        return self._core.evaluate(rows, *self._examples(rows, sample_weight, targets, numbers))
 
     def encode(self, X: Any, out: Any = None) -> Any:
         """The code of each row.
@@ -201,20 +254,30 @@ class Engine:
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
-        """The reconstruction that each code gives, shape (n_rows, n_features). Arrays as for `encode`."""
-        return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.n_features)
+        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`."""
+        return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.output_width)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
         """``decode(encode(X))`` without storing the code. Arrays as for `encode`."""
         rows = self.rows("X", X, self.config.n_features)
-        return self._infer(self._core.reconstruct, rows, out, self.config.n_features)
+        return self._infer(self._core.reconstruct, rows, out, self.config.output_width)
 
-    def score(self, X: Any) -> NDArray[np.float64]:
+    def encode_distribution(self, X: Any, out: Any = None) -> Any:
+        """Mean and log-variance of each row's Gaussian code, shape (n_rows, 2 code_width). Arrays as for `encode`."""
+        rows = self.rows("X", X, self.config.n_features)
+        return self._infer(self._core.encode_distribution, rows, out, 2 * self.code_width)
+
+    def score(self, X: Any, targets: Any = None) -> NDArray[np.float64]:
         """The reconstruction loss of each row, shape (n_rows,), as a NumPy array wherever X is.
 
-        Their mean is the cost's reconstruction part.
+        Their mean is the cost's reconstruction part where no noise is drawn. `targets` as for `step`.
         """
-        return self._core.score(self.rows("X", X, self.config.n_features))
+        return self._core.score(self.rows("X", X, self.config.n_features), self._targets(targets))
+
+    def score_code(self, H: Any, targets: Any) -> NDArray[np.float64]:
+        """The reconstruction loss of each row of `targets` when it is decoded from that row of `H`, shape (n_rows,)."""
+        goal = self.rows("targets", targets, self.config.output_width)
+        return self._core.score_code(self.rows("H", H, self.code_width), goal)
 
     def hold(self, X: Any) -> DeviceArray | None:
         """The rows of `X` in the device's memory, for calls that read them again and again.
@@ -359,6 +422,7 @@ class Engine:
             "device": self.device,
             "full_batch_rows": self._full_batch_rows,
             "steps": self.steps,
+            "noise": (self.noise_seed, self.epoch),
             "tensors": tensors,
         }
 
@@ -370,6 +434,7 @@ class Engine:
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
+        self.noise_seed, self.epoch = state["noise"]
 
     def rows(self, name: str, value: Any, n_cols: int) -> Rows:
         """`value` as rows that this engine reads; `name` is what an error calls it.
@@ -389,6 +454,12 @@ class Engine:
         """Weights of rows, checked."""
         # Their sums are made on the host: those of a device come over once.
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
+
+    def _targets(self, value: Any) -> Rows | None:
+        return None if value is None else self.rows("targets", value, self.config.output_width)
+
+    def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
+        return self.weights(sample_weight, len(rows)), self._targets(targets), as_order(numbers)
 
     def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
         target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)

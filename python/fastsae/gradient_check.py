@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.arrays import as_rows
-from fastsae.config import check_integer
+from fastsae.checks import check_integer
 from fastsae.engine import Engine
 
 _STEP = 1e-3

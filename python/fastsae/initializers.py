@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae.config import INITIALIZERS, Config, check_choice
+from fastsae.checks import check_choice
+from fastsae.config import INITIALIZERS, Config
 
 
 def initialize(config: Config, init: str, random: np.random.Generator) -> dict[str, NDArray[np.float64]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsae.config import check_integer, check_real
+from fastsae.checks import check_integer, check_real
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsae.config import check_integer
+from fastsae.checks import check_integer
 from fastsae.metrics import mean_activation
 
 if TYPE_CHECKING:

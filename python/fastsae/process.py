@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fastsae import _core
-from fastsae.config import check_integer
+from fastsae.checks import check_integer
 
 
 def get_num_threads() -> int:

@@ -14,7 +14,7 @@ from sklearn import config_context, get_config
 from tqdm.auto import tqdm
 
 from fastsae import _core
-from fastsae.config import check_bool, check_integer
+from fastsae.checks import check_bool, check_integer
 from fastsae.estimators import SparseAutoencoder
 from fastsae.process import check_device, get_num_threads
 

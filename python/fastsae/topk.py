@@ -9,7 +9,8 @@ import numpy as np
 from fastsae import _core
 from fastsae._core import DeviceError
 from fastsae.arrays import Array, as_array, as_rows, rows_for, target_for
-from fastsae.config import DTYPES, check_choice, check_integer, check_precision
+from fastsae.checks import check_choice, check_integer
+from fastsae.config import DTYPES, check_precision
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,8 @@ from tqdm.auto import tqdm
 
 from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
-from fastsae.config import Config, TrainingConfig, check_integer
+from fastsae.checks import check_integer
+from fastsae.config import Config, TrainingConfig
 from fastsae.engine import Engine
 from fastsae.stores import ArrayStore
 
@@ -150,15 +150,21 @@ class Trainer:
         self._save_every = save_every
         self._verbose = verbose
         self._bar = progress
+        self._targets: NDArray[Any] | None = None
         # Rows and sums when the piece in work began; None between pieces.
         self._began: tuple[int, dict[str, float]] | None = None
 
-    def run(self, store: ArrayStore, weights: Weights, until_epoch: int) -> None:
-        """Train until `until_epoch` epochs are finished, or early stopping or the callback ends it."""
+    def run(self, store: ArrayStore, weights: Weights, until_epoch: int, targets: NDArray[Any] | None = None) -> None:
+        """Train until `until_epoch` epochs are finished, or early stopping or the callback ends it.
+
+        `targets` [n_rows x n_outputs] is what the output should be, if not the row itself.
+        """
+        self.engine.noise_seed = self.state.seed
+        self._targets = targets
         train, held_out = self._split(len(store))
         if until_epoch - self.state.epoch > 1:
             store.hold()
-        validation = None if held_out is None else (store.rows(held_out), _take(weights, held_out))
+        validation = None if held_out is None else _Examples(store.rows(held_out), *self._of(weights, held_out))
         run = self._run_lbfgs if self.training.solver == "lbfgs" else self._run_epochs
         try:
             run(store, weights, train, validation, until_epoch)
@@ -175,7 +181,7 @@ class Trainer:
         store: ArrayStore,
         weights: Weights,
         train: NDArray[np.int64],
-        validation: tuple[Rows, Weights] | None,
+        validation: _Examples | None,
         until_epoch: int,
     ) -> None:
         state = self.state
@@ -197,10 +203,12 @@ class Trainer:
 
     def _train_piece(self, store: ArrayStore, order: NDArray[np.int64], batch_size: int, weights: Weights) -> None:
         chunk, chunk_order = store.piece(order)
-        chunk_weights = weights if chunk_order is not None else _take(weights, order)
+        in_place = chunk_order is not None
+        chunk_weights, targets, numbers = (weights, self._targets, None) if in_place else self._of(weights, order)
+        self.engine.epoch = self.state.epoch
         self.engine.reset_metrics()
         self._began = self.state.rows_done, self.state.piece_sums
-        self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights)
+        self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights, targets=targets, numbers=numbers)
         self._settle()
 
     def _settle(self) -> None:
@@ -236,7 +244,7 @@ class Trainer:
         store: ArrayStore,
         weights: Weights,
         train: NDArray[np.int64],
-        validation: tuple[Rows, Weights] | None,
+        validation: _Examples | None,
         until_epoch: int,
     ) -> None:
         from scipy.optimize import minimize
@@ -244,14 +252,14 @@ class Trainer:
         engine, state = self.engine, self.state
         whole = len(train) == len(store)
         rows = store.rows(None if whole else train)
-        row_weights = weights if whole else _take(weights, train)
+        row_weights, targets, _ = (weights, self._targets, None) if whole else self._of(weights, train)
         pack = _Packing(engine)
         accepted = pack.parameters()
         costs: dict[int, dict[str, float]] = {}  # of the points tried since the last accepted one
 
         def value_and_gradient(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             pack.set(theta)
-            cost = engine.gradient(rows, row_weights)
+            cost = engine.gradient(rows, row_weights, targets=targets)
             costs[hash(theta.tobytes())] = cost
             return cost["loss"], pack.gradients()
 
@@ -293,12 +301,13 @@ class Trainer:
 
     # Shared
 
-    def _end_epoch(self, costs: Mapping[str, float], validation: tuple[Rows, Weights] | None, bar: Any) -> None:
+    def _end_epoch(self, costs: Mapping[str, float], validation: _Examples | None, bar: Any) -> None:
         state = self.state
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in _COST_PARTS}}
         entry["gradient_norm"] = costs["gradient_norm"]
         if validation is not None:
-            held_out = self.engine.evaluate(*validation)
+            rows, weights, targets, numbers = validation
+            held_out = self.engine.evaluate(rows, weights, targets=targets, numbers=numbers)
             entry["validation_loss"] = held_out["loss"]
             entry["validation_reconstruction"] = held_out["reconstruction"]
         watched = entry.get("validation_loss", entry["loss"])
@@ -331,10 +340,21 @@ class Trainer:
         shuffled = np.random.default_rng([self.state.seed, 0]).permutation(n_rows)
         return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
+    def _of(self, weights: Weights, order: NDArray[np.int64]) -> tuple[Weights, NDArray[Any] | None, NDArray[np.int64]]:
+        """Weights, targets and numbers of those rows."""
+        return _take(weights, order), _take(self._targets, order), order
+
     def _progress(self, total: int, unit: str) -> Any:
         if self._bar is not None:
             return self._bar(total, unit)
         return tqdm(total=total, unit=unit, delay=1, disable=None if self._verbose else True, desc="fastsae")
+
+
+class _Examples(NamedTuple):
+    rows: Rows
+    weights: Weights
+    targets: NDArray[Any] | None
+    numbers: NDArray[np.int64]
 
 
 class _Finished(Exception):
@@ -366,8 +386,8 @@ class _Packing:
             first += size
 
 
-def _take(weights: Weights, order: NDArray[np.int64]) -> Weights:
-    return None if weights is None else weights[order]
+def _take(values: NDArray[Any] | None, order: NDArray[np.int64]) -> Any:
+    return None if values is None else values[order]
 
 
 def _held_out_rows(n_rows: int, fraction: float) -> int:
@@ -378,8 +398,7 @@ def _held_out_rows(n_rows: int, fraction: float) -> int:
 
 
 def _batches_per_piece(config: Config, batch_size: int) -> int:
-    weights = sum(a * b for a, b in itertools.pairwise(config.widths))
-    return max(1, min(_MOST_BATCHES_PER_PIECE, int(_PIECE_FLOPS / (6 * batch_size * weights))))
+    return max(1, min(_MOST_BATCHES_PER_PIECE, int(_PIECE_FLOPS / (6 * batch_size * config.multiplications))))
 
 
 def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterator[slice]:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsae.config import Config
+from fastsae.config import Config, LayerConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
@@ -49,11 +50,13 @@ class Layered:
         self.dtype = np.dtype(dtype)
         self.depth = len(config.layers)
         self.parameters: dict[str, Array] = {}
-        for number in range(1, self.depth + 1):
-            inputs, units = config.widths[number - 1 : number + 1]
-            if not self._uses_transpose(number):
-                self.parameters[f"W{number}"] = np.zeros((units, inputs), self.dtype)
-            self.parameters[f"b{number}"] = np.zeros(units, self.dtype)
+        shapes = config.shapes
+        self.ops = [
+            LAYERS[layer.kind](layer, *shapes[i : i + 2])  # the input's shape and the output's
+            for i, layer in enumerate(config.layers)
+        ]
+        for name, shape in config.parameter_shapes.items():
+            self.parameters[name] = np.zeros(shape, self.dtype)
         moments: tuple[dict[str, Array], ...] = ({}, {})
         for moment in moments[: OPTIMIZERS[config.optimizer].n_moments]:
             moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
@@ -150,7 +153,8 @@ class Layered:
         optimizer = OPTIMIZERS[self.config.optimizer]
         states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
         for name, gradient in gradients.items():
-            scalars = StepScalars.at(self.config, self.steps, is_weight=name.startswith("W"))
+            decay = self._decay(name) if name.startswith("W") else 0.0
+            scalars = StepScalars.at(self.config, self.steps, decay)
             moments = tuple(state[name] for state in states)
             p, moments = optimizer.update(self.parameters[name], gradient, moments, scalars)
             self.parameters[name] = p
@@ -170,48 +174,66 @@ class Layered:
         delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
         for number in range(self.depth, 0, -1):
             below = layers[number - 2][1] if number > 1 else X
-            if self._uses_transpose(number):
-                gradients[f"W{self.depth + 1 - number}"] += below.T @ delta
-            else:
-                gradients[f"W{number}"] += delta.T @ below
-            gradients[f"b{number}"] = delta.sum(axis=0)
+            if self._has_weights(number):
+                gradient = self.ops[number - 1].weight_gradient(below, delta)
+                if self._uses_transpose(number):
+                    gradients[f"W{self.depth + 1 - number}"] += gradient.T
+                else:
+                    gradients[f"W{number}"] += gradient
+                gradients[f"b{number}"] = self._by_position(number, delta).sum(axis=(0, 2))
             if number > 1:
                 value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
                 penalty += value
-                through = delta @ self._weight(number) + share[:, None] * pull
+                through = self.ops[number - 1].backward(delta, self._weight(number)) + share[:, None] * pull
                 delta = through * self._activation(number - 1).slope(below)
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
-                gradients[name] += float(config.weight_decay) * self.parameters[name]
+                gradients[name] += self._decay(name) * self.parameters[name]
         return self._parts(self._row_losses(X, layers), share, penalty), gradients
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
-        """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, [N, units] or [units]."""
-        layer = self.config.layers[number - 1]
-        beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
-        if beta == 0:
+        """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
+
+        A map counts as one unit, whose activation is the mean over its positions.
+        """
+        layer = self._layer(number)
+        if not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
+        beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
+        channels, height, width = self.ops[number - 1].out_shape
+        positions = height * width
         if not isinstance(penalty, KlPenalty):
-            return beta * float(share @ penalty.value(a).sum(axis=1)), beta * penalty.slope(a)
-        mean = self._moving_mean(number, a, share) if moving else share @ a
+            value = beta / positions * float(share @ penalty.value(a).sum(axis=1))
+            return value, beta / positions * penalty.slope(a)
+        mean = self._moving_mean(number, a, share) if moving else self._mean(number, a, share)
         # From (low, high) to (0, 1): the chain rule gives 1 / (high - low), which is 1/2 for tanh.
         activation, rho = self._activation(number), float(layer.rho)
-        width = activation.high - activation.low
-        q = (mean - activation.low) / width
-        return beta * float(penalty.value(q, rho).sum()), beta / width * penalty.slope(q, rho)
+        width_of = activation.high - activation.low
+        q = (mean - activation.low) / width_of
+        pull = beta / width_of / positions * penalty.slope(q, rho)  # [channels]
+        return beta * float(penalty.value(q, rho).sum()), np.repeat(pull, positions)
+
+    def _mean(self, number: int, a: Array, share: Array) -> Array:
+        """Mean activation of each unit or map over the rows and positions, [channels]."""
+        means: Array = np.tensordot(share, self._by_position(number, a).mean(axis=2), axes=1)
+        return means
 
     def _moving_mean(self, number: int, a: Array, share: Array) -> Array:
-        """The moving average [units] of the activations after this batch; the first batch mean starts it."""
+        """The moving average [channels] of the activations after this batch; the first batch mean starts it."""
         if number not in self.rho_hat:
-            return share @ a
+            return self._mean(number, a, share)
         d = float(self.config.rho_hat_decay)
-        return d * self.rho_hat[number] + (1.0 - d) * (share @ a)
+        return d * self.rho_hat[number] + (1.0 - d) * self._mean(number, a, share)
+
+    def _by_position(self, number: int, values: Array) -> Array:
+        """Values of the output of layer `number` as [N, channels, positions]."""
+        return values.reshape(len(values), self.ops[number - 1].out_shape[0], -1)
 
     def _parts(self, row_losses: Array, share: Array, penalty: float) -> dict[str, float]:
         decay = 0.0
         if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
-            squares = sum(float((self.parameters[name] ** 2).sum()) for name in self._weight_names())
-            decay = float(self.config.weight_decay) / 2.0 * squares
+            for name in self._weight_names():
+                decay += self._decay(name) / 2.0 * float((self.parameters[name] ** 2).sum())
         reconstruction = float(share @ row_losses)
         return {
             "reconstruction": reconstruction,
@@ -230,7 +252,10 @@ class Layered:
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
-            z = a @ self._weight(number).T + self.parameters[f"b{number}"]
+            z = self.ops[number - 1].forward(a, self._weight(number))
+            if self._has_weights(number):
+                positions = z.shape[1] // len(self.parameters[f"b{number}"])
+                z = z + np.repeat(self.parameters[f"b{number}"], positions)
             a = self._activation(number).value(z)
             layers.append((z, a))
         return layers
@@ -242,14 +267,23 @@ class Layered:
             raise ValueError(f"sample_weight: expected shape {(n_rows,)}, got {w.shape}")
         return w / float(w.sum())
 
+    def _layer(self, number: int) -> LayerConfig:
+        """The options of a layer with weights; other kinds have the same names for what they share with a dense one."""
+        return self.config.layers[number - 1]  # type: ignore[return-value]
+
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[self.config.layers[number - 1].activation]
+        return ACTIVATIONS[self._layer(number).activation if self._has_weights(number) else "identity"]
+
+    def _has_weights(self, number: int) -> bool:
+        return f"b{number}" in self.parameters
 
     def _uses_transpose(self, number: int) -> bool:
         return self.config.tied and 2 * number > self.depth
 
-    def _weight(self, number: int) -> Array:
-        """W of layer `number`, [units, inputs]."""
+    def _weight(self, number: int) -> Array | None:
+        """W of layer `number`, [units, inputs] of a dense one; None without weights."""
+        if not self._has_weights(number):
+            return None
         if self._uses_transpose(number):
             mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"].T
             return mirrored
@@ -258,6 +292,10 @@ class Layered:
     def _weight_names(self) -> list[str]:
         return [name for name in self.parameters if name.startswith("W")]
 
+    def _decay(self, name: str) -> float:
+        """lambda of the weights of that name."""
+        own = self._layer(int(name[1:])).weight_decay
+        return float(self.config.weight_decay if own is None else own)
+
     def _has_kl(self, number: int) -> bool:
-        layer = self.config.layers[number - 1]
-        return layer.penalty == "kl" and layer.beta > 0
+        return self._has_weights(number) and self._layer(number).penalty == "kl" and self._layer(number).beta > 0

@@ -41,8 +41,8 @@ class StepScalars:
     correction2: float
 
     @classmethod
-    def at(cls, config: Config, t: int, is_weight: bool) -> StepScalars:
-        """The scalars of step `t`, counted from 1, for a weight matrix or a bias."""
+    def at(cls, config: Config, t: int, decay: float) -> StepScalars:
+        """The scalars of step `t`, counted from 1, for a parameter with that weight decay; 0 for a bias."""
         rate, beta1, beta2 = float(config.learning_rate), float(config.beta1), float(config.beta2)
         return cls(
             learning_rate=rate,
@@ -50,7 +50,7 @@ class StepScalars:
             beta1=beta1,
             beta2=beta2,
             epsilon=float(config.epsilon),
-            shrink=1.0 - rate * float(config.weight_decay) if is_weight else 1.0,
+            shrink=1.0 - rate * decay,
             correction1=1.0 - beta1**t,
             correction2=math.sqrt(1.0 - beta2**t),
         )

@@ -1,0 +1,174 @@
+"""The kinds of layers: every option of a layer, its meaning and its only default.
+
+A layer maps the shape of a row, ``(channels, height, width)``, to another one; a vector of n numbers is ``(n, 1, 1)``.
+Rows of images have one channel after the other (N x C x H x W, flattened to N x C*H*W).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from fastsae.checks import check_choice, check_integer, check_real
+
+Shape = tuple[int, int, int]
+
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "softplus", "identity")
+#: Activations with a bounded range, for which the KL penalty has a meaning.
+BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
+PENALTIES = ("none", "kl", "l1", "log")
+
+
+class Layer:
+    """What all kinds of layers have."""
+
+    kind: ClassVar[str]
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """Shape of the output for an input of `shape`."""
+        raise NotImplementedError
+
+    def weight_shape(self, shape: Shape) -> tuple[int, int] | None:
+        """Shape of W for an input of `shape`; None for a layer without weights."""
+        return None
+
+    def n_biases(self, shape: Shape) -> int:
+        """Length of b: one for each channel of the output."""
+        return self.out_shape(shape)[0]
+
+    def multiplications(self, shape: Shape) -> int:
+        """Multiply-adds of a forward pass of one row."""
+        return math.prod(self.weight_shape(shape) or (0,))
+
+    def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
+        """Raise ValueError, naming the option after `where`, if one has no meaning for an input of `shape`."""
+        raise NotImplementedError
+
+    def core(self) -> dict[str, Any]:
+        """What the compiled layer is made from, beside what all have."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig(Layer):
+    """One linear layer, ``a = activation(x W' + b)``, and the penalty on its activations.
+
+    Attributes
+    ----------
+    units : int
+        Number of outputs, at least 1.
+    activation : {"sigmoid", "tanh", "relu", "softplus", "identity"}
+        The function of the pre-activation.
+    penalty : {"none", "kl", "l1", "log"}
+        Sparsity penalty of a hidden layer (the last layer has none), times `beta`:
+
+        - ``kl``: ``sum_j KL(rho || rho_hat_j)``, ``rho_hat_j`` the mean activation of unit j mapped to
+          (0, 1): itself for sigmoid, ``(mean + 1) / 2`` for tanh. Other activations are refused.
+        - ``l1``: ``1/W sum_i w_i sum_j |a_ij|``.
+        - ``log``: ``1/W sum_i w_i sum_j log(1 + a_ij^2)``.
+    beta : float
+        Weight of the penalty, >= 0. With 0 the penalty is skipped.
+    rho : float
+        Target of the mean activation for ``kl``, in (0, 1).
+    weight_decay : float or None
+        lambda of this layer, >= 0; None takes the model's.
+    """
+
+    kind: ClassVar[str] = "dense"
+
+    units: int
+    activation: str = "sigmoid"
+    penalty: str = "none"
+    beta: float = 3.0
+    rho: float = 0.05
+    weight_decay: float | None = None
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """``(units, 1, 1)``."""
+        return int(self.units), 1, 1
+
+    def weight_shape(self, shape: Shape) -> tuple[int, int]:
+        """``(units, inputs)``."""
+        return int(self.units), math.prod(shape)
+
+    def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
+        """See `Layer.validate`."""
+        check_integer(where + "units", self.units, 1)
+        check_penalty(self, where, is_last)
+
+    def core(self) -> dict[str, Any]:
+        """See `Layer.core`."""
+        return activation_core(self)
+
+
+def check_penalty(layer: Any, where: str, is_last: bool) -> None:
+    """Check activation, penalty and weight decay of a layer with weights."""
+    check_choice(where + "activation", layer.activation, ACTIVATIONS)
+    check_choice(where + "penalty", layer.penalty, PENALTIES)
+    check_real(where + "beta", layer.beta, 0.0)
+    check_real(where + "rho", layer.rho, 0.0, 1.0, "()")
+    if layer.weight_decay is not None:
+        check_real(where + "weight_decay", layer.weight_decay, 0.0)
+    if layer.penalty != "none" and is_last:
+        raise ValueError(f"{where}penalty: the output layer takes no penalty, got {layer.penalty!r}")
+    if layer.penalty == "kl" and layer.activation not in BOUNDED_ACTIVATIONS:
+        raise ValueError(
+            f"{where}penalty='kl' needs a bounded activation {BOUNDED_ACTIVATIONS}, "
+            f"got {layer.activation!r}; use 'l1' or 'log'"
+        )
+
+
+def activation_core(layer: Any) -> dict[str, Any]:
+    """Activation and penalty of a layer with weights, for the compiled part."""
+    return {name: getattr(layer, name) for name in ("activation", "penalty", "beta", "rho")}
+
+
+#: What the compiled part reads of every layer, with what it gets of a layer that has no such option.
+_CORE: dict[str, Any] = {
+    "activation": "identity",
+    "penalty": "none",
+    "beta": 0.0,
+    "rho": 0.5,
+    "per_position": False,
+    "kernel": 1,
+    "stride": 1,
+    "padding": 0,
+    "winners": "",
+    "lifetime": 1.0,
+    "free_bits": 0.0,
+    "warm_up": 0.0,
+}
+
+KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in (LayerConfig,)}
+
+
+def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float) -> dict[str, Any]:
+    """All that the compiled layer is made from: `number` names its parameters, `shape` is that of its input."""
+    own = getattr(layer, "weight_decay", None)
+    return {
+        **_CORE,
+        "kind": layer.kind,
+        "number": number,
+        "in": shape,
+        "out": layer.out_shape(shape),
+        "weight_decay": weight_decay if own is None else own,
+        **layer.core(),
+    }
+
+
+def layer_to_dict(layer: Layer) -> dict[str, Any]:
+    """As plain values; the inverse of `layer_from_dict`."""
+    return {"kind": layer.kind, **dataclasses.asdict(layer)}  # type: ignore[call-overload]
+
+
+def layer_from_dict(values: Mapping[str, Any]) -> Layer:
+    """A layer of the kind that `values` names; a dense one where they name none."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config: layers: expected objects, got {type(values).__name__}")
+    options = dict(values)
+    kind = options.pop("kind", LayerConfig.kind)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"layers: expected a kind of {', '.join(KINDS)}, got {kind!r}")
+    return KINDS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
