@@ -124,7 +124,8 @@ class Backend {
   // Copies each window of the images into its row of `columns`.
   virtual void unfold(const Windows& windows, Tensor images, Tensor columns) = 0;
   // Its transpose: each pixel becomes the sum of its places in `columns`, then the kernel runs on it.
-  virtual void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) = 0;
+  virtual void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel,
+                    Sums sums) = 0;
   virtual void copy(Tensor to, Tensor from) = 0;
   virtual void fill(Tensor to, double value) = 0;
   // Row i of out is row order[i] of the source (row i if order is null), converted to out's type.

@@ -108,7 +108,8 @@ LayerSpec layer_from(const py::dict& layer) {
 }
 
 // What fastsae.Config.core() made.
-std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device, std::int64_t full_batch_rows) {
+std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device,
+                                    std::int64_t full_batch_rows) {
   const auto name = option<std::string>(c, "optimizer");
   ModelSpec model;
   model.n_features = option<std::int64_t>(c, "n_features");
@@ -235,7 +236,8 @@ py::array_t<double> score(const Engine& engine, Score compute, const char* name,
                           std::int64_t in_cols, const std::optional<Rows>& target) {
   const RowSource rows = rows_of(name, engine.backend(), in, in_cols);
   const RowSource goal = target ? rows_of("targets", engine.backend(), *target, engine.n_outputs()) : rows;
-  FS_REQUIRE(goal.cols == engine.n_outputs(), "targets: expected rows of ", engine.n_outputs(), " numbers, got none");
+  FS_REQUIRE(goal.cols == engine.n_outputs(), "targets: expected rows of ", engine.n_outputs(),
+             " numbers, got none");
   FS_REQUIRE(goal.rows == rows.rows, "targets: expected ", rows.rows, " rows, got ", goal.rows);
   py::array_t<double> losses(rows.rows);
   double* to = losses.mutable_data();
@@ -270,14 +272,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_device_array(m);
 
   py::class_<Engine> engine(m, "Engine");
-  engine
-      .def(py::init(&make_engine), py::arg("config"), py::arg("device"), py::arg("full_batch_rows") = 0)
+  engine.def(py::init(&make_engine), py::arg("config"), py::arg("device"), py::arg("full_batch_rows") = 0)
       .def("run", &run_epoch, py::arg("X"), py::arg("order"), py::arg("batch_size"), py::arg("sample_weight"),
            py::arg("targets"), py::arg("numbers"))
-      .def("gradient", &cost_of<&Engine::gradient>, py::arg("X"), py::arg("sample_weight"), py::arg("targets"),
-           py::arg("numbers"))
-      .def("evaluate", &cost_of<&Engine::evaluate>, py::arg("X"), py::arg("sample_weight"), py::arg("targets"),
-           py::arg("numbers"))
+      .def("gradient", &cost_of<&Engine::gradient>, py::arg("X"), py::arg("sample_weight"),
+           py::arg("targets"), py::arg("numbers"))
+      .def("evaluate", &cost_of<&Engine::evaluate>, py::arg("X"), py::arg("sample_weight"),
+           py::arg("targets"), py::arg("numbers"))
       .def(
           "encode",
           [](const Engine& e, const Rows& x, Rows& out) {

@@ -11,7 +11,8 @@ template <class S>
 void unfold_rows(const Windows& w, const S* images, View<S> columns, std::int64_t first, std::int64_t last) {
   for (std::int64_t row = first; row < last; ++row) {
     const std::int64_t image = row / w.per_image(), window = row % w.per_image();
-    const std::int64_t y0 = window / w.cols * w.stride - w.padding, x0 = window % w.cols * w.stride - w.padding;
+    const std::int64_t y0 = window / w.cols * w.stride - w.padding,
+                       x0 = window % w.cols * w.stride - w.padding;
     S* to = columns.data + row * columns.stride;
     for (std::int64_t ky = 0; ky < w.kernel; ++ky) {
       for (std::int64_t kx = 0; kx < w.kernel; ++kx, to += w.channels) {

@@ -112,7 +112,8 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
   }
   if (rows.numbers.data != nullptr) {
     batch.numbers = shaped(memory.numbers, 1, count);
-    backend_->gather(rows_from(rows.numbers, rows.first + done, count), nullptr, shaped(batch.numbers, count, 1));
+    backend_->gather(rows_from(rows.numbers, rows.first + done, count), nullptr,
+                     shaped(batch.numbers, count, 1));
   }
   return batch;
 }
@@ -276,7 +277,8 @@ void Engine::explain(const Cost& cost, const Rows& rows) {
                             "; the parameters are those of the step before. Lower learning_rate or scale X"));
 }
 
-void Engine::run(const Examples& examples, const std::int64_t* order, std::int64_t count, std::int64_t batch) {
+void Engine::run(const Examples& examples, const std::int64_t* order, std::int64_t count,
+                 std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
   Columns held = std::exchange(columns_, {});
   const Rows all = all_rows(examples, order, count, held);

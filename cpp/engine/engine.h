@@ -30,9 +30,10 @@ struct Metrics {
 // Rows to learn from, or to compute J of.
 struct Examples {
   RowSource x;
-  const double* weights = nullptr;        // of its rows
-  RowSource target = {};                  // what the output should be; without data: x
-  const std::int64_t* numbers = nullptr;  // of its rows in the data set, which noise is drawn by; null: 0, 1, ...
+  const double* weights = nullptr;  // of its rows
+  RowSource target = {};            // what the output should be; without data: x
+  const std::int64_t* numbers =
+      nullptr;  // of its rows in the data set, which noise is drawn by; null: 0, 1, ...
 };
 
 class Engine {
@@ -123,7 +124,8 @@ class Engine {
   // Rows [done, done + count) of these, in that memory if `fixed`, else perhaps where they are: a recorded step holds
   // addresses.
   Batch load(const Rows& rows, std::int64_t done, std::int64_t count, const Batch& memory, bool fixed);
-  void load_rows(const RowSource& from, const std::int64_t* order, std::int64_t first, Tensor& to, bool fixed);
+  void load_rows(const RowSource& from, const std::int64_t* order, std::int64_t first, Tensor& to,
+                 bool fixed);
   // A number for each row of one call.
   struct Column {
     std::vector<double> host;

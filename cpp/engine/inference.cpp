@@ -108,12 +108,12 @@ void Engine::reconstruct(const RowSource& x, RowTarget output) const {
 }
 
 template <class Score>
-void Engine::score_rows(const RowSource& in, const RowSource& target, double* losses, const Score& score) const {
+void Engine::score_rows(const RowSource& in, const RowSource& target, double* losses,
+                        const Score& score) const {
   infer(in, {losses, in.rows, 1, 1, DType::f64}, false,
         [&](const Tensor& rows, const Tensor& out, Inference& scratch, std::int64_t first) {
           const bool same = target.data == in.data && target.cols == in.cols;
-          const Tensor goal =
-              same ? rows : input_block(rows_from(target, first, rows.rows), scratch.target);
+          const Tensor goal = same ? rows : input_block(rows_from(target, first, rows.rows), scratch.target);
           score(rows, goal, shaped(scratch.code, rows.rows, n_outputs_), out, scratch.work);
         });
   for (std::int64_t i = 0; i < in.rows; ++i) losses[i] *= model_->loss_factor();

@@ -47,7 +47,7 @@ struct Engine::Training {
   std::int64_t number = 0;  // of this scratch among all there were
   Arena arena;
   Tensor* x = nullptr;
-  Tensor* target = nullptr;   // only with targets of their own
+  Tensor* target = nullptr;  // only with targets of their own
   Tensor* weight = nullptr;
   Tensor* numbers = nullptr;  // only where the model draws noise
   Batch batch() const {

@@ -12,7 +12,7 @@ namespace fastsae {
 // What a layer works with in one pass over a batch.
 struct Context {
   Backend& backend;
-  Tensor work;                       // of this layer, at least work_size(rows) elements; kept from forward to backward
+  Tensor work;  // of this layer, at least work_size(rows) elements; kept from forward to backward
   const StepMemory* step = nullptr;  // null in inference, where nothing is drawn
   const Batch* batch = nullptr;      // of the step
   bool first = true;                 // of the chunks whose sums are added up
@@ -40,8 +40,8 @@ class Layer {
   // The error sent back to the input, before the slope of the layer below, which is the epilogue's.
   virtual void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const = 0;
   // Adds this chunk's weight gradient; comes before backward(). The epilogue is that of the last addition.
-  virtual void weight_gradient(const Context& /*context*/, Tensor /*in*/, Tensor /*delta*/, bool /*accumulate*/,
-                               const Epilogue& /*finish*/) const {}
+  virtual void weight_gradient(const Context& /*context*/, Tensor /*in*/, Tensor /*delta*/,
+                               bool /*accumulate*/, const Epilogue& /*finish*/) const {}
 
   // A cost of the layer's own, as the sparsity penalty has: means over all chunks, then slopes, then the value.
   virtual bool needs_means() const { return false; }

@@ -25,8 +25,8 @@ Kernel hidden_delta(const Tensor& activation, const Tensor& weight, const Tensor
 template <class S, class F>
 Kernel kl_column(const Tensor& sums, const Tensor& rho_hat, const Tensor& next_rho_hat,
                  const StepScalars* step, double rho, double beta, double share) {
-  return as_kernel(KlColumn<S, F>{sums.as<double>(), rho_hat.as<double>(), next_rho_hat.as<double>(), step, rho,
-                                  beta, share});
+  return as_kernel(KlColumn<S, F>{sums.as<double>(), rho_hat.as<double>(), next_rho_hat.as<double>(), step,
+                                  rho, beta, share});
 }
 
 template <class S, class F, class L>

@@ -87,8 +87,9 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     const std::string suffix = std::to_string(++number);
     const bool last = &stage == &output();
     stage.delta = &scratch.declare("delta" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
-    stage.activation = last ? stage.delta
-                            : &scratch.declare("activation" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
+    stage.activation =
+        last ? stage.delta
+             : &scratch.declare("activation" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
     const std::int64_t work = stage.layer->work_size(rows);
     stage.work = work > 0 ? &scratch.declare("work" + suffix, 1, work, spec_.dtype, shadowed) : nullptr;
     stage.layer->declare_scratch(scratch, spec_.dtype);
@@ -115,9 +116,8 @@ void Layered::begin(const StepMemory& memory, bool with_gradient, bool one_chunk
 }
 
 bool Layered::needs_means() const {
-  return std::any_of(stages_.begin(), stages_.end(), [](const Stage& stage) {
-    return stage.spec().has_kl() || stage.layer->needs_means();
-  });
+  return std::any_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.spec().has_kl() || stage.layer->needs_means(); });
 }
 
 bool Layered::draws_noise() const {
@@ -192,7 +192,8 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1))) return std::nullopt;
+  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
+    return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
   SmallModel small{};
@@ -241,7 +242,8 @@ void Layered::start(const Batch& batch) {
   for (const auto& [positions, spread] : spread_weights_) {
     with_scalar(spec_.dtype, [&, positions = positions, spread = spread](auto s) {
       using S = decltype(s);
-      backend_.map(shaped(*spread, batch.rows(), positions), as_kernel(SpreadWeight<S>{batch.weight.as<S>()}), {});
+      backend_.map(shaped(*spread, batch.rows(), positions), as_kernel(SpreadWeight<S>{batch.weight.as<S>()}),
+                   {});
     });
   }
   if (ordered_target_ != nullptr)
@@ -257,7 +259,8 @@ void Layered::forward_hidden(const Batch& batch) {
       continue;
     }
     const Kernel kernel = stage.kernels.activate(*stage.layer->bias, weight_of(stage, batch));
-    stage.layer->forward(context_of(stage, batch), input_of(i, batch), out, {&kernel, {*stage.sums, !first_}});
+    stage.layer->forward(context_of(stage, batch), input_of(i, batch), out,
+                         {&kernel, {*stage.sums, !first_}});
   }
 }
 

@@ -14,10 +14,10 @@ struct Stage {
   LayerKernels kernels = {};  // of a layer with weights
   Tensor* rho_hat = nullptr;  // [1 x channels] doubles; only where it moves
   // Scratch. Rows are those of the batch, and each is as long as the layer's output.
-  Tensor* activation = nullptr;    // the last layer's holds its delta
+  Tensor* activation = nullptr;  // the last layer's holds its delta
   Tensor* delta = nullptr;
-  Tensor* work = nullptr;          // of the layer; null where it needs none
-  Tensor* sums = nullptr;          // [2 x channels] hidden: of a and of the penalty; last: of delta and of the loss
+  Tensor* work = nullptr;  // of the layer; null where it needs none
+  Tensor* sums = nullptr;  // [2 x channels] hidden: of a and of the penalty; last: of delta and of the loss
   Tensor* delta_sums = nullptr;    // [1 x channels]
   Tensor* column = nullptr;        // [1 x channels] KL slopes, 0 without KL
   Tensor* kl = nullptr;            // [1 x channels] KL values
@@ -73,7 +73,9 @@ class Layered final : public Model {
   Stage& output() { return stages_.back(); }
   Shape code_shape() const { return code_stage_ == 0 ? input_shape_ : stage(code_stage_ - 1).spec().out; }
   // The order of what stands before a stage, if it is an image.
-  bool is_channels_last(Index index) const { return index > 0 && channels_last_[static_cast<std::size_t>(index - 1)]; }
+  bool is_channels_last(Index index) const {
+    return index > 0 && channels_last_[static_cast<std::size_t>(index - 1)];
+  }
 
   // A batch on its way through the layers.
   Context context_of(const Stage& stage, const Batch& batch) const;
@@ -85,7 +87,9 @@ class Layered final : public Model {
   void forward_output(const Batch& batch);
   void backward(const Batch& batch, bool last_chunk);
 
-  double decay_of(const Stage& stage) const { return spec_.decoupled_decay ? 0.0 : stage.spec().weight_decay; }
+  double decay_of(const Stage& stage) const {
+    return spec_.decoupled_decay ? 0.0 : stage.spec().weight_decay;
+  }
   double penalty_of(const Stage& stage) const;
   Kernel decayed(const Stage& stage, double decay) const;
   Kernel closing(const StepMemory& memory, bool logged, double half_decay) const;

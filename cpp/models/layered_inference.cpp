@@ -64,7 +64,9 @@ void Layered::decode(Tensor code, Tensor output, const Work& work) const {
   infer(code_stage_, depth(), code, output, work);
 }
 
-void Layered::reconstruct(Tensor x, Tensor output, const Work& work) const { infer(0, depth(), x, output, work); }
+void Layered::reconstruct(Tensor x, Tensor output, const Work& work) const {
+  infer(0, depth(), x, output, work);
+}
 
 void Layered::encode_distribution(Tensor, Tensor, const Work&) const {
   throw ValueError("this model's code has no distribution");

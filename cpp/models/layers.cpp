@@ -11,7 +11,8 @@ class Dense final : public Layer {
  public:
   using Layer::Layer;
 
-  void declare(Arena& parameters, Arena& gradients, DType dtype, bool shadowed, const Layer* tied_to) override {
+  void declare(Arena& parameters, Arena& gradients, DType dtype, bool shadowed,
+               const Layer* tied_to) override {
     declare_weights(parameters, gradients, dtype, shadowed, tied_to, spec_.out.size(), spec_.in.size());
   }
 
@@ -22,7 +23,7 @@ class Dense final : public Layer {
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
     const bool fused = spec_.in.positions() == 1;
     context.backend.product({delta}, {*weight, tied_}, out, false, fused ? epilogue.kernel : nullptr,
-                         fused ? epilogue.sums : Sums{});
+                            fused ? epilogue.sums : Sums{});
     if (!fused) finish(context.backend, pixels(out, spec_.in), epilogue);
   }
 
@@ -52,8 +53,8 @@ class Reorder final : public Layer {
 
 }  // namespace
 
-void Layer::declare_weights(Arena& parameters, Arena& gradients, DType dtype, bool shadowed, const Layer* tied_to,
-                            std::int64_t weight_rows, std::int64_t weight_cols) {
+void Layer::declare_weights(Arena& parameters, Arena& gradients, DType dtype, bool shadowed,
+                            const Layer* tied_to, std::int64_t weight_rows, std::int64_t weight_cols) {
   const std::string w = text("W", spec_.number), b = text("b", spec_.number);
   tied_ = tied_to != nullptr;
   if (tied_) {

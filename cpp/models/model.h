@@ -32,11 +32,11 @@ struct LayerSpec {
   std::string activation, penalty;
   double beta, rho;
   double weight_decay;
-  bool per_position;         // whether each position of a map is a unit of its own to the penalty
+  bool per_position;                     // whether each position of a map is a unit of its own to the penalty
   std::int64_t kernel, stride, padding;  // of windows
-  std::string winners;       // winner-take-all: "", "spatial", "lifetime" or "both"
-  double lifetime;           // share of rows in which a unit may win
-  double free_bits, warm_up;  // of a Gaussian code
+  std::string winners;                   // winner-take-all: "", "spatial", "lifetime" or "both"
+  double lifetime;                       // share of rows in which a unit may win
+  double free_bits, warm_up;             // of a Gaussian code
   bool has_penalty() const { return penalty != "none" && beta > 0; }
   bool has_kl() const { return has_penalty() && penalty == "kl"; }
 };
@@ -70,10 +70,11 @@ struct ModelSpec {
 
 // Rows on the device with their weights.
 struct Batch {
-  Tensor x;        // [rows x n_features]
-  Tensor target;   // [rows x n_outputs]; x itself where nothing else was given
-  Tensor weight;   // [1 x rows]
-  Tensor numbers;  // [1 x rows] of f64: which row of the data set each one is; only where the model draws noise
+  Tensor x;       // [rows x n_features]
+  Tensor target;  // [rows x n_outputs]; x itself where nothing else was given
+  Tensor weight;  // [1 x rows]
+  Tensor
+      numbers;  // [1 x rows] of f64: which row of the data set each one is; only where the model draws noise
   std::int64_t rows() const { return x.rows; }
 };
 
@@ -137,7 +138,8 @@ class Model {
   virtual bool has_distribution() const = 0;
   // The output, and each row's loss before loss_factor() into doubles [rows x 1]; from a code or from x.
   virtual void score(Tensor x, Tensor target, Tensor output, Tensor losses, const Work& work) const = 0;
-  virtual void score_code(Tensor code, Tensor target, Tensor output, Tensor losses, const Work& work) const = 0;
+  virtual void score_code(Tensor code, Tensor target, Tensor output, Tensor losses,
+                          const Work& work) const = 0;
   virtual double loss_factor() const = 0;
   virtual std::int64_t widest() const = 0;
   virtual std::int64_t layer_work(std::int64_t rows) const = 0;

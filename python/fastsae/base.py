@@ -309,7 +309,8 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if changed:
             name = changed[0]
             raise ValueError(
-                f"{name}: expected {fitted.get(name)!r}, with which the training began, got {now.get(name)!r}; fit starts anew"
+                f"{name}: expected {fitted.get(name)!r}, with which the training began, got {now.get(name)!r}; "
+                "fit starts anew"
             )
         if config.learning_rate != self._engine.config.learning_rate:
             self._engine.learning_rate = config.learning_rate

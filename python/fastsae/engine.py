@@ -98,7 +98,7 @@ class Engine:
 
     @noise_seed.setter
     def noise_seed(self, value: int) -> None:
-        check_integer("noise_seed", value, 0, 2**53)
+        check_integer("noise_seed", value, 0, 2**32 - 1)
         self._core.noise_seed = int(value)
 
     @property

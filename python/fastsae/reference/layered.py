@@ -200,7 +200,7 @@ class Layered:
         if not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
         beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
-        channels, height, width = self.ops[number - 1].out_shape
+        _, height, width = self.ops[number - 1].out_shape
         positions = height * width
         if not isinstance(penalty, KlPenalty):
             value = beta / positions * float(share @ penalty.value(a).sum(axis=1))
@@ -293,7 +293,7 @@ class Layered:
         return [name for name in self.parameters if name.startswith("W")]
 
     def _decay(self, name: str) -> float:
-        """lambda of the weights of that name."""
+        """The decay of the weights of that name."""
         own = self._layer(int(name[1:])).weight_decay
         return float(self.config.weight_decay if own is None else own)
 
