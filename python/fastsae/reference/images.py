@@ -38,14 +38,15 @@ class Conv:
     def unpacked(self, weight: Array | None) -> Array:
         """W [small's channels, (ky, kx, large's channels)] as [ky, kx, small's channels, large's channels]."""
         assert weight is not None
-        return weight.reshape(len(weight), self.kernel, self.kernel, -1).transpose(1, 2, 0, 3)
+        taps: Array = weight.reshape(len(weight), self.kernel, self.kernel, -1).transpose(1, 2, 0, 3)
+        return taps
 
     def taps(self, small: Shape) -> Iterator[tuple[int, int, slice, slice]]:
         """Each (ky, kx), and the pixels of the padded large image that it meets over all windows."""
         for ky in range(self.kernel):
             for kx in range(self.kernel):
-                rows, cols = (slice(k, k + self.stride * (n - 1) + 1, self.stride) for k, n in zip((ky, kx), small[1:]))
-                yield ky, kx, rows, cols
+                rows = slice(ky, ky + self.stride * (small[1] - 1) + 1, self.stride)
+                yield ky, kx, rows, slice(kx, kx + self.stride * (small[2] - 1) + 1, self.stride)
 
     def gather(self, large: Array, taps: Array, small: Shape) -> Array:
         """From the large images to the small ones."""
@@ -57,7 +58,7 @@ class Conv:
 
     def scatter(self, small: Array, taps: Array, large: Shape) -> Array:
         """Its transpose: from the small images to the large ones."""
-        shape: Shape = small.shape[1:]  # type: ignore[assignment]
+        shape: Shape = small.shape[1:]
         padded = self.padded(np.zeros((len(small), *large), small.dtype))
         for ky, kx, rows, cols in self.taps(shape):
             padded[:, :, rows, cols] += np.einsum("nohw,oc->nchw", small, taps[ky, kx])
@@ -67,7 +68,7 @@ class Conv:
 
     def correlate(self, large: Array, small: Array) -> Array:
         """The gradient of W."""
-        shape: Shape = small.shape[1:]  # type: ignore[assignment]
+        shape: Shape = small.shape[1:]
         padded = self.padded(large)
         out = np.zeros((shape[0], self.kernel, self.kernel, large.shape[1]), large.dtype)
         for ky, kx, rows, cols in self.taps(shape):
