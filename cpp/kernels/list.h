@@ -7,6 +7,7 @@
 #include "core/type_list.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
+#include "kernels/noise.h"
 
 namespace fastsae {
 
@@ -44,6 +45,9 @@ template <class S>
 using OutputDeltaKernels =
     Concat<Cross<OutputDelta, S, TypeList<SquaredError>>, TypeList<OutputDelta<S, Sigmoid, CrossEntropy>>>;
 template <class S>
+using EmphasisedDeltaKernels = Concat<Cross<EmphasisedDelta, S, TypeList<SquaredError>>,
+                                      TypeList<EmphasisedDelta<S, Sigmoid, CrossEntropy>>>;
+template <class S>
 using KlColumnKernels = TypeList<KlColumn<S, Sigmoid>, KlColumn<S, Tanh>>;
 template <class S>
 using UpdateKernels = Apply<Update, S, OptimizerSteps>;
@@ -51,9 +55,10 @@ using UpdateKernels = Apply<Update, S, OptimizerSteps>;
 template <class S>
 using KernelsOf =
     Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
-           Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
-           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
-           UpdateKernels<S>>;
+           EmphasisedDeltaKernels<S>, Cross<RowLoss, S, TypeList<SquaredError>>,
+           TypeList<RowLoss<S, Sigmoid, CrossEntropy>>, KlColumnKernels<S>,
+           TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
+           TypeList<Replace<S>, AddNormal<S>>, UpdateKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 
