@@ -1,4 +1,4 @@
-"""Noise on the input of a training step (Vincent et al., "Stacked denoising autoencoders", JMLR 11, 2010, section 4)."""
+"""Noise on the input of a step (Vincent et al., "Stacked denoising autoencoders", JMLR 11, 2010, section 4)."""
 
 from __future__ import annotations
 
