@@ -28,7 +28,8 @@ Tensor rows_of(const Tensor* scratch, const Batch& batch) { return scratch->slic
 
 }  // namespace
 
-Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {
+Layered::Layered(const ModelSpec& spec, Backend& backend)
+    : spec_(spec), backend_(backend), corruption_(spec) {
   const auto count = static_cast<Index>(spec.layers.size());
   FS_REQUIRE(!spec.layers.empty() && spec.layers.back().out.size() == spec.n_outputs,
              "layers: the last layer must have as many units as there are outputs");
@@ -117,8 +118,11 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     if (positions > 1 && spread_weights_.count(positions) == 0)
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
-  if (channels_last_.back())
-    ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
+  corruption_.declare_scratch(scratch, rows, shadowed);
+  if (!channels_last_.back()) return;
+  ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
+  if (corruption_.has_emphasis())
+    ordered_emphasis_ = &scratch.declare("ordered_emphasis", rows, output().spec().out.size(), spec_.dtype);
 }
 
 void Layered::begin(const StepMemory& memory, bool with_gradient, bool one_chunk) {
@@ -134,8 +138,8 @@ bool Layered::needs_means() const {
 }
 
 bool Layered::draws_noise() const {
-  return std::any_of(stages_.begin(), stages_.end(),
-                     [](const Stage& stage) { return stage.layer->draws_noise(); });
+  return corruption_.exists() || std::any_of(stages_.begin(), stages_.end(),
+                                             [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
 void Layered::accumulate_means(const Batch& batch) {
@@ -205,7 +209,8 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
+  if (!plain || corruption_.exists() || stages_.size() != 2 || spec_.tied ||
+      decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
@@ -243,7 +248,8 @@ Context Layered::context_of(const Stage& stage, const Batch& batch) const {
 }
 
 Tensor Layered::input_of(Index index, const Batch& batch) const {
-  return index == 0 ? batch.x : rows_of(stage(index - 1).activation, batch);
+  if (index > 0) return rows_of(stage(index - 1).activation, batch);
+  return corruption_.exists() ? corruption_.input(batch) : batch.x;
 }
 
 // Of each row of a layer's output as its kernels see it.
@@ -256,6 +262,19 @@ Tensor Layered::target_of(const Batch& batch) const {
   return ordered_target_ == nullptr ? batch.target : rows_of(ordered_target_, batch);
 }
 
+// The step of the output, whose target is clean.
+Kernel Layered::output_delta(const Batch& batch) const {
+  const Stage& stage = output();
+  const Shape& shape = stage.spec().out;
+  const Tensor target = pixels(target_of(batch), shape), weight = weight_of(stage, batch);
+  const Tensor& bias = *stage.layer->bias;
+  if (!corruption_.has_emphasis()) return output_.delta(bias, weight, target, memory_.scalars, loss_factor());
+  const Tensor emphasis =
+      ordered_emphasis_ == nullptr ? corruption_.emphasis(batch) : rows_of(ordered_emphasis_, batch);
+  return output_.emphasised_delta(bias, weight, target, pixels(emphasis, shape), memory_.scalars,
+                                  loss_factor());
+}
+
 // What a pass over this batch reads beside the activations.
 void Layered::start(const Batch& batch) {
   for (const auto& [positions, spread] : spread_weights_) {
@@ -265,8 +284,12 @@ void Layered::start(const Batch& batch) {
                    {});
     });
   }
+  if (corruption_.exists()) corruption_.draw(backend_, batch, memory_.scalars);
   if (ordered_target_ != nullptr)
     reorder(backend_, batch.target, rows_of(ordered_target_, batch), output().spec().out, true);
+  if (ordered_emphasis_ != nullptr)
+    reorder(backend_, corruption_.emphasis(batch), rows_of(ordered_emphasis_, batch), output().spec().out,
+            true);
 }
 
 void Layered::forward_hidden(const Batch& batch) {
@@ -285,9 +308,7 @@ void Layered::forward_hidden(const Batch& batch) {
 
 void Layered::forward_output(const Batch& batch) {
   Stage& stage = output();
-  const Tensor target = pixels(target_of(batch), stage.spec().out);
-  const Kernel kernel =
-      output_.delta(*stage.layer->bias, weight_of(stage, batch), target, memory_.scalars, loss_factor());
+  const Kernel kernel = output_delta(batch);
   stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),
                        {&kernel, {*stage.sums, !first_}});
 }

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "models/corruption.h"
 #include "models/layer.h"
 #include "models/layer_kernels.h"
 
@@ -74,6 +75,7 @@ class Layered final : public Model {
   Stage& stage(Index index) { return stages_[static_cast<std::size_t>(index)]; }
   Index depth() const { return static_cast<Index>(stages_.size()); }
   Stage& output() { return stages_.back(); }
+  const Stage& output() const { return stages_.back(); }
   Shape code_shape() const { return code_stage_ == 0 ? input_shape_ : stage(code_stage_ - 1).spec().out; }
   // The order of what stands before a stage, if it is an image.
   bool is_channels_last(Index index) const {
@@ -85,6 +87,7 @@ class Layered final : public Model {
   Tensor input_of(Index index, const Batch& batch) const;
   Tensor weight_of(const Stage& stage, const Batch& batch) const;
   Tensor target_of(const Batch& batch) const;
+  Kernel output_delta(const Batch& batch) const;
   void start(const Batch& batch);
   void forward_hidden(const Batch& batch);
   void forward_output(const Batch& batch);
@@ -114,10 +117,12 @@ class Layered final : public Model {
   Shape input_shape_;
   Index code_stage_ = 0;
   bool dense_rows_ = false;
+  Corruption corruption_;
   OutputKernels output_{};
   std::vector<Parameter> parameters_;
   std::map<std::int64_t, Tensor*> spread_weights_;  // [1 x rows * positions], by positions
   Tensor* ordered_target_ = nullptr;                // where the output is an image with channels last
+  Tensor* ordered_emphasis_ = nullptr;              // the same
   std::vector<Total> totals_;                       // of a step; kept so that no step allocates
   StepMemory memory_;
   bool with_gradient_ = false, one_chunk_ = true, first_ = true;

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
     from fastsae.cuda import cuda_blas
+    from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
@@ -40,6 +41,7 @@ _HOMES = {
     "Config": "config",
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
+    "DenoisingAutoencoder": "denoising",
     "Engine": "engine",
     "LayerConfig": "config",
     "PoolConfig": "image_layers",
@@ -64,6 +66,7 @@ __all__ = [
     "Config",
     "ConvConfig",
     "ConvTransposeConfig",
+    "DenoisingAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",

@@ -63,6 +63,9 @@ SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "tf32", "bf16")
+CORRUPTIONS = ("none", "masking", "gaussian", "salt_and_pepper")
+#: Those that say of each element whether it is corrupted.
+REPLACING_CORRUPTIONS = ("masking", "salt_and_pepper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,18 @@ class Config:
     loss_reduction : {"ufldl", "sum", "mean"}
         Every one divides by ``W``. Squared error: ``ufldl`` is 1/2 the sum over features (CS294A), ``sum`` the
         sum, ``mean`` the mean over features. Cross-entropy: ``ufldl`` and ``sum`` are the sum over features.
+    corruption : {"none", "masking", "gaussian", "salt_and_pepper"}
+        Noise on the input of a step, fresh in each epoch; its target stays clean, and so does the input of encoding,
+        reconstruction and scoring (Vincent et al., JMLR 11, 2010). ``masking`` sets elements to 0, and the others are
+        not scaled up for it; ``gaussian`` adds normal numbers; ``salt_and_pepper`` sets elements to one of two values.
+    corruption_level : float
+        Share in [0, 1] of the elements that ``masking`` and ``salt_and_pepper`` corrupt, each on its own; standard
+        deviation >= 0 of ``gaussian``.
+    corruption_low, corruption_high : float
+        What ``salt_and_pepper`` sets elements to, either with probability 1/2.
+    emphasis, emphasis_rest : float
+        Weights >= 0 of the loss on corrupted elements and on the others (alpha and beta of Vincent et al., section
+        4.2); other than 1 they need ``masking`` or ``salt_and_pepper``.
     tied : bool
         Decoder weights are the transposed encoder weights; the layers must mirror each other. A tied matrix is
         decayed once.
@@ -115,6 +130,12 @@ class Config:
     n_encoder_layers: int | None = None
     loss: str = "squared_error"
     loss_reduction: str = "ufldl"
+    corruption: str = "none"
+    corruption_level: float = 0.3
+    corruption_low: float = 0.0
+    corruption_high: float = 1.0
+    emphasis: float = 1.0
+    emphasis_rest: float = 1.0
     tied: bool = False
     weight_decay: float = 1e-4
     rho_hat: str = "batch"
@@ -199,8 +220,6 @@ class Config:
         """What the compiled engine is made from."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
-        values |= {"corruption": "none", "corruption_level": 0.0, "corruption_low": 0.0, "corruption_high": 1.0}
-        values |= {"emphasis": 1.0, "emphasis_rest": 1.0}
         values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
         shapes, places = self.shapes, self.places_of
         values["layers"] = [
@@ -246,6 +265,7 @@ class Config:
         output = getattr(self.layers[-1], "activation", None)
         if self.loss == "cross_entropy" and output != "sigmoid":
             raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer, got activation {output!r}")
+        self._validate_corruption()
         check_bool("tied", self.tied)
         if self.tied:
             if len(self.layers) % 2 or self.shapes != self.shapes[::-1]:
@@ -270,6 +290,31 @@ class Config:
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
         check_choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
+
+    def _validate_corruption(self) -> None:
+        check_choice("corruption", self.corruption, CORRUPTIONS)
+        if self.corruption in REPLACING_CORRUPTIONS:
+            check_real("corruption_level", self.corruption_level, 0.0, 1.0, "[]")
+        else:
+            check_real("corruption_level", self.corruption_level, 0.0)
+        check_real("corruption_low", self.corruption_low, -math.inf)
+        check_real("corruption_high", self.corruption_high, -math.inf)
+        check_real("emphasis", self.emphasis, 0.0)
+        check_real("emphasis_rest", self.emphasis_rest, 0.0)
+        if self.emphasis == self.emphasis_rest == 1:
+            return
+        if self.corruption not in REPLACING_CORRUPTIONS:
+            raise ValueError(
+                f"emphasis, emphasis_rest: other than 1 they need corruption='masking' or 'salt_and_pepper', "
+                f"got {self.corruption!r}"
+            )
+        if self.emphasis == self.emphasis_rest == 0:
+            raise ValueError("emphasis, emphasis_rest: expected one of them above 0, else nothing is learned")
+        if self.output_width != self.n_features:
+            raise ValueError(
+                f"emphasis, emphasis_rest: other than 1 they need n_outputs=n_features={self.n_features}, "
+                f"got {self.output_width}"
+            )
 
     def _validate_layers(self) -> None:
         shape: Shape = (int(self.n_features), 1, 1)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.corruption import Corrupted, corrupt
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
@@ -42,6 +43,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
+    noise_seed, epoch : int
+        Of the noise that a step draws.
     """
 
     def __init__(self, config: Config, dtype: str = "float64") -> None:
@@ -65,6 +68,7 @@ class Layered:
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
+        self.noise_seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
         """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
@@ -97,9 +101,11 @@ class Layered:
     def row_losses(self, X: ArrayLike) -> Array:
         """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
         X = np.asarray(X, self.dtype)
-        return self._row_losses(X, self.forward(X))
+        return self._row_losses(X, self.forward(X), np.ones_like(X))
 
-    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
         Parameters
@@ -107,6 +113,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        numbers : array of int [N], optional
+            Which row of the data set each one is: its noise. None means 0, 1, ...
 
         Returns
         -------
@@ -115,12 +123,14 @@ class Layered:
         """
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
+        noisy = self._corrupt(X, numbers)
+        layers = self.forward(noisy.x)
         penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+        losses = self._row_losses(X, layers, noisy.weight)
+        return self._parts(losses, share, sum((value for value, _ in penalties), 0.0))
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -131,6 +141,8 @@ class Layered:
         ----------
         X : array [N, d]
         sample_weight : array [N], optional
+        numbers : array of int [N], optional
+            As for `evaluate`.
 
         Returns
         -------
@@ -140,14 +152,18 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        noisy = self._corrupt(X, numbers)
+        return self._backward(X, noisy, self.forward(noisy.x), self._share(len(X), sample_weight))
 
-    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def step(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
-        parts, gradients = self._backward(X, layers, share)
+        noisy = self._corrupt(X, numbers)
+        layers = self.forward(noisy.x)
+        parts, gradients = self._backward(X, noisy, layers, share)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -165,7 +181,7 @@ class Layered:
         return parts
 
     def _backward(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array
+        self, X: Array, noisy: Corrupted, layers: list[tuple[Array, Array]], share: Array
     ) -> tuple[dict[str, float], dict[str, Array]]:
         config = self.config
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
@@ -173,9 +189,10 @@ class Layered:
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        slope = LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        delta = share[:, None] * scale * noisy.weight * slope
         for number in range(self.depth, 0, -1):
-            below = layers[number - 2][1] if number > 1 else X
+            below = layers[number - 2][1] if number > 1 else noisy.x
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
                 turned = self._is_tied(number) and self.ops[number - 1].transposes_tied
@@ -189,7 +206,7 @@ class Layered:
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
-        return self._parts(self._row_losses(X, layers), share, penalty), gradients
+        return self._parts(self._row_losses(X, layers, noisy.weight), share, penalty), gradients
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
@@ -242,10 +259,14 @@ class Layered:
             "loss": reconstruction + penalty + decay,
         }
 
-    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]]) -> Array:
+    def _corrupt(self, X: Array, numbers: ArrayLike | None) -> Corrupted:
+        rows = np.arange(len(X)) if numbers is None else numbers
+        return corrupt(self.config, X, rows, self.noise_seed, self.epoch)
+
+    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]], weight: Array) -> Array:
         config = self.config
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
+        losses: Array = scale * (weight * LOSSES[config.loss].value(X, *layers[-1])).sum(axis=1)
         return losses
 
     def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
