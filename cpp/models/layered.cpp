@@ -9,11 +9,14 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 namespace {
 
-bool reads_images(const std::string& kind) { return kind != "dense"; }
+bool reads_images(const std::string& kind) {
+  return kind != "dense" && kind != "gaussian" && kind != "sampling";
+}
 
 LayerSpec order_spec(const Shape& shape, bool to_last) {
   LayerSpec spec{};
@@ -39,8 +42,10 @@ Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
-    add_stage(layer);
+    const bool gaussian = layer.kind == "gaussian";
+    add_stage(gaussian ? heads_of(layer) : layer);
     stage_of_.push_back(depth() - 1);
+    if (gaussian) add_stage(sampling_of(layer));
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);

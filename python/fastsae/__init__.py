@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
+    from fastsae.variational import VariationalAutoencoder
 
 __version__ = "0.1.0"
 
@@ -31,10 +33,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "config",
     "Engine": "engine",
+    "GaussianConfig": "layers",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
+    "VariationalAutoencoder": "variational",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
@@ -51,10 +55,12 @@ __all__ = [
     "DeviceArray",
     "DeviceError",
     "Engine",
+    "GaussianConfig",
     "LayerConfig",
     "SparseAutoencoder",
     "TopKEncoder",
     "TrainingConfig",
+    "VariationalAutoencoder",
     "check_gradient",
     "cuda_blas",
     "cuda_unavailable_reason",

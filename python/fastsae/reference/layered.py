@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
+from fastsae.layers import GaussianConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
+from fastsae.reference.variational import GaussianCode
 
 
 class Layered:
@@ -42,6 +44,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
+    seed, epoch : int
+        Of the noise that a step draws; 0 at first.
     """
 
     def __init__(self, config: Config, dtype: str = "float64") -> None:
@@ -63,6 +67,7 @@ class Layered:
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
+        self.seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
         """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
@@ -97,7 +102,9 @@ class Layered:
         X = np.asarray(X, self.dtype)
         return self._row_losses(X, self.forward(X))
 
-    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
         Parameters
@@ -105,6 +112,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        numbers : integer array [N], optional
+            Which row of the data set each one is, for the noise; 0, 1, ... if none are given.
 
         Returns
         -------
@@ -113,12 +122,13 @@ class Layered:
         """
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
-        penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+        layers = self._forward_in_training(X, numbers)
+        penalties = [self._penalty(number, layers[number - 1][1], share)[0] for number in range(1, self.depth)]
+        codes = [self._code_cost(number, layers[number - 1][0], share)[0] for number in range(1, self.depth)]
+        return self._parts(self._row_losses(X, layers), share, sum(penalties + codes, 0.0))
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -129,6 +139,8 @@ class Layered:
         ----------
         X : array [N, d]
         sample_weight : array [N], optional
+        numbers : integer array [N], optional
+            As for `evaluate`.
 
         Returns
         -------
@@ -138,13 +150,15 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        return self._backward(X, self._forward_in_training(X, numbers), self._share(len(X), sample_weight))
 
-    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def step(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
+        layers = self._forward_in_training(X, numbers)
         parts, gradients = self._backward(X, layers, share)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
@@ -177,15 +191,21 @@ class Layered:
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
                 if self._uses_transpose(number):
-                    gradients[f"W{self.depth + 1 - number}"] += gradient.T
+                    gradients[f"W{self.depth + 1 - number}"][: gradient.shape[1]] += gradient.T
                 else:
                     gradients[f"W{number}"] += gradient
                 gradients[f"b{number}"] = self._by_position(number, delta).sum(axis=(0, 2))
             if number > 1:
-                value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
+                through = self.ops[number - 1].backward(delta, self._weight(number))
+                code = self._code(number - 1)
+                if code is not None:
+                    moments = layers[number - 2][0]
+                    value, pull = self._code_cost(number - 1, moments, share)
+                    delta = code.backward(through, moments, below, share[:, None] * pull)
+                else:
+                    value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
+                    delta = (through + share[:, None] * pull) * self._activation(number - 1).slope(below)
                 penalty += value
-                through = self.ops[number - 1].backward(delta, self._weight(number)) + share[:, None] * pull
-                delta = through * self._activation(number - 1).slope(below)
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
@@ -197,7 +217,7 @@ class Layered:
         A map counts as one unit, whose activation is the mean over its positions.
         """
         layer = self._layer(number)
-        if not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
+        if self._code(number) or not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
         beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
         _, height, width = self.ops[number - 1].out_shape
@@ -213,6 +233,15 @@ class Layered:
         pull = beta / width_of / positions * penalty.slope(q, rho)  # [channels]
         return beta * float(penalty.value(q, rho).sum()), np.repeat(pull, positions)
 
+    def _code_cost(self, number: int, moments: Array, share: Array) -> tuple[float, Array]:
+        """The cost of layer `number` if it is a Gaussian code, and its slope by each latent's mean divergence."""
+        code = self._code(number)
+        return (0.0, np.zeros(0)) if code is None else code.cost(moments, share, self.epoch)
+
+    def _code(self, number: int) -> GaussianCode | None:
+        layer = self.config.layers[number - 1]
+        return GaussianCode(layer) if isinstance(layer, GaussianConfig) else None
+
     def _mean(self, number: int, a: Array, share: Array) -> Array:
         """Mean activation of each unit or map over the rows and positions, [channels]."""
         means: Array = np.tensordot(share, self._by_position(number, a).mean(axis=2), axes=1)
@@ -226,8 +255,8 @@ class Layered:
         return d * self.rho_hat[number] + (1.0 - d) * self._mean(number, a, share)
 
     def _by_position(self, number: int, values: Array) -> Array:
-        """Values of the output of layer `number` as [N, channels, positions]."""
-        return values.reshape(len(values), self.ops[number - 1].out_shape[0], -1)
+        """Values of the output of layer `number`, which has weights, as [N, channels, positions]."""
+        return values.reshape(len(values), len(self.parameters[f"b{number}"]), -1)
 
     def _parts(self, row_losses: Array, share: Array, penalty: float) -> dict[str, float]:
         decay = 0.0
@@ -248,7 +277,11 @@ class Layered:
         losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
         return losses
 
-    def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
+    def _forward_in_training(self, X: Array, rows: ArrayLike | None) -> list[tuple[Array, Array]]:
+        """As `forward`, with the noise of these rows of the data set."""
+        return self._run(X, range(1, self.depth + 1), np.arange(len(X)) if rows is None else np.asarray(rows))
+
+    def _run(self, X: ArrayLike, numbers: range, rows: Array | None = None) -> list[tuple[Array, Array]]:
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
@@ -256,7 +289,11 @@ class Layered:
             if self._has_weights(number):
                 positions = z.shape[1] // len(self.parameters[f"b{number}"])
                 z = z + np.repeat(self.parameters[f"b{number}"], positions)
-            a = self._activation(number).value(z)
+            code = self._code(number)
+            if code is None:
+                a = self._activation(number).value(z)
+            else:
+                a = code.mean(z) if rows is None else code.sample(z, self.seed, self.epoch, rows)
             layers.append((z, a))
         return layers
 
@@ -272,7 +309,7 @@ class Layered:
         return self.config.layers[number - 1]  # type: ignore[return-value]
 
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[self._layer(number).activation if self._has_weights(number) else "identity"]
+        return ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
 
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
@@ -285,7 +322,9 @@ class Layered:
         if not self._has_weights(number):
             return None
         if self._uses_transpose(number):
-            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"].T
+            # Of a Gaussian code only the weights of the means, which come first.
+            inputs = self.config.widths[number - 1]
+            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"][:inputs].T
             return mirrored
         return self.parameters[f"W{number}"]
 
@@ -298,4 +337,5 @@ class Layered:
         return float(self.config.weight_decay if own is None else own)
 
     def _has_kl(self, number: int) -> bool:
-        return self._has_weights(number) and self._layer(number).penalty == "kl" and self._layer(number).beta > 0
+        layer = self._layer(number)
+        return self._has_weights(number) and getattr(layer, "penalty", "none") == "kl" and layer.beta > 0

@@ -63,4 +63,4 @@ class Dense:
 
 
 #: By :attr:`fastsae.layers.Layer.kind`.
-LAYERS: dict[str, type[LayerOp]] = {"dense": Dense}
+LAYERS: dict[str, type[LayerOp]] = {"dense": Dense, "gaussian": Dense}
