@@ -28,8 +28,8 @@ class Sampling final : public Layer {
     const Batch& batch = *context.batch;
     with_scalar(in.dtype, [&](auto s) {
       using S = decltype(s);
-      const SampleCode<S> kernel{in.view<const S>(), slopes<S>(context), units(), batch.weight.as<S>(),
-                                 batch.numbers.as<double>(), context.step->scalars};
+      const SampleCode<S> kernel{in.view<const S>(),   slopes<S>(context),         units(),
+                                 batch.weight.as<S>(), batch.numbers.as<double>(), context.step->scalars};
       context.backend.map(out, as_kernel(kernel), {*sum_kl_, !context.first});
     });
   }
@@ -38,11 +38,8 @@ class Sampling final : public Layer {
     with_scalar(delta.dtype, [&](auto s) {
       using S = decltype(s);
       const View<S> kept = slopes<S>(context);
-      const CodeDelta<S> kernel{{kept.data, kept.stride},
-                                out.view<S>(),
-                                units(),
-                                context.batch->weight.as<S>(),
-                                column_->as<S>()};
+      const CodeDelta<S> kernel{
+          {kept.data, kept.stride}, out.view<S>(), units(), context.batch->weight.as<S>(), column_->as<S>()};
       context.backend.map(delta, as_kernel(kernel), {});
     });
     finish(context.backend, out, epilogue);

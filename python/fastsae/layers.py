@@ -122,8 +122,8 @@ class GaussianConfig(Layer):
     beta : float
         Weight of the divergence, >= 0 (Higgins et al. 2017); 1 gives the evidence lower bound.
     free_bits : float
-        Nats of each latent that cost nothing less when they are not used, >= 0 (Kingma et al. 2016, appendix C.8): below
-        them the divergence has no slope.
+        Nats that each latent costs at least, >= 0, so that it may as well use them: below, its divergence has no slope
+        (Kingma et al. 2016).
     warm_up : float
         Epochs in which ``warm = epoch / warm_up`` rises from 0 to 1, >= 0; 0 means always 1.
     weight_decay : float or None

@@ -17,7 +17,7 @@ from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
 from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
-from fastsae.config import Config, Layer, LayerConfig, TrainingConfig
+from fastsae.config import ACTIVATIONS, Config, Layer, LayerConfig, TrainingConfig
 from fastsae.layers import GaussianConfig
 from fastsae.reference.random import draw, two_normals
 from fastsae.trainer import Callback
@@ -30,9 +30,9 @@ _FIRST_DRAW = 2**31  # where training's noise has its epoch, scoring counts from
 class VariationalAutoencoder(Autoencoder):
     """The variational autoencoder (Kingma and Welling, Auto-encoding variational Bayes, 2013).
 
-    A generative model ``p(x | z) p(z)`` with ``p(z) = N(0, 1)``, whose likelihood has as its mean ``y(z)`` of a decoder
-    network, and an encoder network for ``q(z | x) = N(mu(x), exp(v(x)))``. Training maximises, by one draw of z for each
-    row and epoch, the evidence lower bound
+    A generative model ``p(x | z) p(z)``, where ``p(z) = N(0, 1)`` and a decoder network gives the mean ``y(z)`` of the
+    likelihood, and an encoder network for ``q(z | x) = N(mu(x), exp(v(x)))``. Training maximises, with one draw of z
+    for each row and epoch, the evidence lower bound
 
     ``ELBO = E_q log p(x | z) - beta warm(epoch) sum_j max(free_bits, KL(q(z_j | x) || p(z_j)))``
 
@@ -57,8 +57,8 @@ class VariationalAutoencoder(Autoencoder):
     beta : float
         Weight of the divergence in training, >= 0 (Higgins et al., beta-VAE, 2017). Scores are those of beta = 1.
     free_bits : float
-        Nats of divergence that each latent has for nothing, >= 0 (Kingma et al., Improved variational inference with
-        inverse autoregressive flow, 2016).
+        Nats that each latent's divergence costs at least, >= 0, so that it may as well use them (Kingma et al., Improved
+        variational inference with inverse autoregressive flow, 2016).
     warm_up : float
         Epochs over which the divergence's weight rises linearly from 0; 0 has it whole from the start.
     weight_decay : float
@@ -197,8 +197,8 @@ class VariationalAutoencoder(Autoencoder):
     def log_likelihood(self, X: Any, n_importance: int = 100) -> NDArray[np.float64]:
         """An estimate of ``log p(x)`` of each row, in nats, by importance sampling.
 
-        ``log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x)`` with K draws from q: in the mean a lower bound that rises with K
-        to log p(x) (Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, 2015).
+        ``log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x)`` with K draws from q: in the mean a lower bound that rises
+        with K to log p(x) (Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, 2015).
 
         Parameters
         ----------
@@ -257,11 +257,13 @@ class VariationalAutoencoder(Autoencoder):
 
     def _log_likelihood_of(self, z: Array, targets: Rows) -> NDArray[np.float64]:
         """``log p(x | z)`` of each row."""
-        losses = self._engine.score_code(z, targets)
+        losses: NDArray[np.float64] = self._engine.score_code(z, targets)
         if self.likelihood == "bernoulli":
             return -losses
         variance = float(self.noise_std) ** 2
-        return -losses / variance - targets.shape[1] / 2 * math.log(2 * math.pi * variance)
+        constant = targets.shape[1] / 2 * math.log(2 * math.pi * variance)
+        scores: NDArray[np.float64] = -losses / variance - constant
+        return scores
 
     def _noise(self, block: Array) -> Iterator[Array]:
         """Standard normal numbers [rows, n_latents], again and again new ones."""
@@ -282,7 +284,9 @@ class VariationalAutoencoder(Autoencoder):
             check_integer("hidden", units, 1)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_real("noise_std", self.noise_std, 0.0, ends="()")
-        check_real("beta", self.beta, 0.0)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        for name in ("beta", "free_bits", "warm_up"):
+            check_real(name, getattr(self, name), 0.0)
         encoder = tuple(LayerConfig(int(units), self.activation) for units in self.hidden)
         bernoulli = self.likelihood == "bernoulli"
         beta = float(self.beta) * (1.0 if bernoulli else float(self.noise_std) ** 2)

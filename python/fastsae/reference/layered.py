@@ -185,7 +185,9 @@ class Layered:
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        delta: Array = (
+            share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        )
         for number in range(self.depth, 0, -1):
             below = layers[number - 2][1] if number > 1 else X
             if self._has_weights(number):
@@ -204,7 +206,8 @@ class Layered:
                     delta = code.backward(through, moments, below, share[:, None] * pull)
                 else:
                     value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
-                    delta = (through + share[:, None] * pull) * self._activation(number - 1).slope(below)
+                    through = through + share[:, None] * pull
+                    delta = through * self._activation(number - 1).slope(below)
                 penalty += value
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
@@ -279,9 +282,9 @@ class Layered:
 
     def _forward_in_training(self, X: Array, rows: ArrayLike | None) -> list[tuple[Array, Array]]:
         """As `forward`, with the noise of these rows of the data set."""
-        return self._run(X, range(1, self.depth + 1), np.arange(len(X)) if rows is None else np.asarray(rows))
+        return self._run(X, range(1, self.depth + 1), np.arange(len(X)) if rows is None else rows)
 
-    def _run(self, X: ArrayLike, numbers: range, rows: Array | None = None) -> list[tuple[Array, Array]]:
+    def _run(self, X: ArrayLike, numbers: range, rows: ArrayLike | None = None) -> list[tuple[Array, Array]]:
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
