@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastsae
 from fastsae import DenoisingAutoencoder, SparseAutoencoder
+from fastsae import SparseAutoencoder, VariationalAutoencoder
 
 N, D, H = 60, 7, 4
 
@@ -47,6 +48,8 @@ CHECKED = [
     SparseAutoencoder(n_hidden=3, max_epochs=2, verbose=False, rho_hat="ema", batch_size=8),
     DenoisingAutoencoder(n_hidden=3, max_epochs=2, verbose=False),
     DenoisingAutoencoder(n_hidden=3, max_epochs=2, verbose=False, dtype="float64", corruption="gaussian", tied=True),
+    VariationalAutoencoder(2, hidden=(3,), likelihood="gaussian", max_epochs=2, verbose=False, dtype="float64"),
+    VariationalAutoencoder(2, hidden=(), likelihood="gaussian", max_epochs=2, verbose=False, warm_up=2, free_bits=0.1),
 ]
 
 

@@ -9,6 +9,7 @@
 #include "kernels/epilogues.h"
 #include "kernels/images.h"
 #include "kernels/noise.h"
+#include "kernels/sampling.h"
 
 namespace fastsae {
 
@@ -60,6 +61,8 @@ template <class S>
 using ImageKernels = TypeList<MaxPool<S>, TakeMaxima<S>, PutMaxima<S>, SumWindows<S>, SpreadWindows<S>>;
 template <class S>
 using NoiseKernels = TypeList<Replace<S>, AddNormal<S>>;
+template <class S>
+using CodeKernels = TypeList<SampleCode<S>, CodeCost<S>, CodeDelta<S>, ClampMoments<S>>;
 
 // clang-format off: a group on a line
 template <class S>
@@ -74,6 +77,7 @@ using KernelsOf = Concat<
     TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
     ImageKernels<S>,
     NoiseKernels<S>,
+    CodeKernels<S>,
     UpdateKernels<S>>;
 // clang-format on
 

@@ -85,6 +85,7 @@ void reorder(Backend& backend, Tensor in, Tensor out, const Shape& shape, bool t
 
 // One for each kind:
 //   dense                  units of W [units x inputs], or the transpose of a tied layer's
+//   sampling               draws a code from the means and log-variances below it
 //   channels_last, channels_first   changes the order of an image's elements
 // and those of image_layers.h. A "reshape" is none: Layered reads the same memory as another shape.
 std::unique_ptr<Layer> make_layer(const LayerSpec& spec);

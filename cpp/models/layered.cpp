@@ -9,11 +9,14 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 namespace {
 
-bool reads_images(const std::string& kind) { return kind != "dense" && kind != "reshape"; }
+bool reads_images(const std::string& kind) {
+  return kind != "dense" && kind != "reshape" && kind != "gaussian" && kind != "sampling";
+}
 
 LayerSpec order_spec(const Shape& shape, bool to_last) {
   LayerSpec spec{};
@@ -40,9 +43,10 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
-    const bool computes = layer.kind != "reshape";
-    if (computes) add_stage(layer);
+    const bool computes = layer.kind != "reshape", gaussian = layer.kind == "gaussian";
+    if (computes) add_stage(gaussian ? heads_of(layer) : layer);
     stage_of_.push_back(computes ? depth() - 1 : kNone);
+    if (gaussian) add_stage(sampling_of(layer));
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
   FS_REQUIRE(!stages_.empty() && output().spec().out.size() == spec.n_outputs,

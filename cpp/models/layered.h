@@ -56,7 +56,9 @@ class Layered final : public Model {
   void decode(Tensor code, Tensor output, const Work& work) const override;
   void reconstruct(Tensor x, Tensor output, const Work& work) const override;
   void encode_distribution(Tensor x, Tensor moments, const Work& work) const override;
-  bool has_distribution() const override { return false; }
+  bool has_distribution() const override {
+    return code_stage_ > 0 && stage(code_stage_ - 1).spec().kind == "sampling";
+  }
   void score(Tensor x, Tensor target, Tensor output, Tensor losses, const Work& work) const override;
   void score_code(Tensor code, Tensor target, Tensor output, Tensor losses, const Work& work) const override;
   double loss_factor() const override;

@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "models/layered.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 
@@ -85,8 +86,9 @@ void Layered::reconstruct(Tensor x, Tensor output, const Work& work) const {
   infer(0, depth(), x, output, work);
 }
 
-void Layered::encode_distribution(Tensor, Tensor, const Work&) const {
-  throw ValueError("this model's code has no distribution");
+void Layered::encode_distribution(Tensor x, Tensor moments, const Work& work) const {
+  infer(0, code_stage_ - 1, x, moments, work);
+  clamp_moments(backend_, moments);
 }
 
 void Layered::score(Tensor x, Tensor target, Tensor output, Tensor losses, const Work& work) const {

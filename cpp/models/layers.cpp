@@ -2,6 +2,8 @@
 #include "core/error.h"
 #include "kernels/list.h"
 #include "models/image_layers.h"
+#include "models/layer.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 namespace {
@@ -17,23 +19,27 @@ class Dense final : public Layer {
   }
 
   void forward(const Context& context, Tensor in, Tensor out, const Epilogue& epilogue) const override {
-    context.backend.product({in}, {*weight, !tied_}, out, false, epilogue.kernel, epilogue.sums);
+    context.backend.product({in}, {used(*weight), !tied_}, out, false, epilogue.kernel, epilogue.sums);
   }
 
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
     const bool fused = spec_.below.positions() == 1;
-    context.backend.product({delta}, {*weight, tied_}, out, false, fused ? epilogue.kernel : nullptr,
+    context.backend.product({delta}, {used(*weight), tied_}, out, false, fused ? epilogue.kernel : nullptr,
                             fused ? epilogue.sums : Sums{});
     if (!fused) finish(context.backend, pixels(out, spec_.below), epilogue);
   }
 
   void weight_gradient(const Context& context, Tensor in, Tensor delta, bool accumulate,
                        const Epilogue& finish) const override {
-    if (tied_)
-      context.backend.product({in, true}, {delta}, *gradient, accumulate, finish.kernel, finish.sums);
-    else
-      context.backend.product({delta, true}, {in}, *gradient, accumulate, finish.kernel, finish.sums);
+    if (!tied_)
+      return context.backend.product({delta, true}, {in}, *gradient, accumulate, finish.kernel, finish.sums);
+    if (!accumulate && used(*gradient).rows < gradient->rows) context.backend.fill(*gradient, 0);
+    context.backend.product({in, true}, {delta}, used(*gradient), accumulate, finish.kernel, finish.sums);
   }
+
+ private:
+  // A layer tied to a Gaussian code has the weights of its means, which come first.
+  Tensor used(const Tensor& matrix) const { return tied_ ? matrix.slice_rows(0, spec_.in.size()) : matrix; }
 };
 
 // Puts a pixel's channels side by side, or each channel's pixels.
@@ -84,6 +90,7 @@ std::unique_ptr<Layer> make_layer(const LayerSpec& spec) {
   if (spec.kind == "conv_transpose") return make_transposed_convolution(spec);
   if (spec.kind == "max_pool") return make_max_pool(spec);
   if (spec.kind == "max_unpool") return make_max_unpool(spec);
+  if (spec.kind == "sampling") return make_sampling(spec);
   const double share = 1 / static_cast<double>(spec.kernel * spec.kernel);
   if (spec.kind == "mean_pool") return make_window_sum(spec, share);
   if (spec.kind == "mean_unpool") return make_window_spread(spec, share);

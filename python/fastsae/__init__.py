@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         UnpoolConfig,
         UpsampleConfig,
     )
+    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
+    from fastsae.variational import VariationalAutoencoder
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ _HOMES = {
     "ConvTransposeConfig": "image_layers",
     "DenoisingAutoencoder": "denoising",
     "Engine": "engine",
+    "GaussianConfig": "layers",
     "LayerConfig": "config",
     "PoolConfig": "image_layers",
     "ReshapeConfig": "image_layers",
@@ -51,6 +54,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "UnpoolConfig": "image_layers",
     "UpsampleConfig": "image_layers",
+    "VariationalAutoencoder": "variational",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
@@ -70,6 +74,7 @@ __all__ = [
     "DeviceArray",
     "DeviceError",
     "Engine",
+    "GaussianConfig",
     "LayerConfig",
     "PoolConfig",
     "ReshapeConfig",
@@ -78,6 +83,7 @@ __all__ = [
     "TrainingConfig",
     "UnpoolConfig",
     "UpsampleConfig",
+    "VariationalAutoencoder",
     "check_gradient",
     "cuda_blas",
     "cuda_unavailable_reason",

@@ -29,6 +29,7 @@ from fastsae.layers import (
     ACTIVATIONS,
     BOUNDED_ACTIVATIONS,
     PENALTIES,
+    GaussianConfig,
     Layer,
     LayerConfig,
     Shape,
@@ -103,7 +104,7 @@ class Config:
         4.2); other than 1 they need ``masking`` or ``salt_and_pepper``.
     tied : bool
         Decoder weights are the transposed encoder weights; the layers must mirror each other. A tied matrix is
-        decayed once.
+        decayed once. To a Gaussian code the weights of its means are tied.
     weight_decay : float
         lambda, >= 0.
     rho_hat : {"batch", "ema", "full"}
@@ -260,6 +261,12 @@ class Config:
         self._validate_layers()
         if self.n_encoder_layers is not None:
             check_integer("n_encoder_layers", self.n_encoder_layers, 0, len(self.layers))
+        for i, layer in enumerate(self.layers, start=1):
+            if isinstance(layer, GaussianConfig) and i != self.code_layer:
+                raise ValueError(
+                    f"layers[{i - 1}]: a Gaussian code must be the code layer, the last of n_encoder_layers: "
+                    f"expected n_encoder_layers={i}, got {self.code_layer}"
+                )
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         output = getattr(self.layers[-1], "activation", None)

@@ -71,6 +71,7 @@ class Dense:
 #: By :attr:`fastsae.layers.Layer.kind`.
 LAYERS: dict[str, type[LayerOp]] = {
     "dense": Dense,
+    "gaussian": Dense,
     "conv": Conv,
     "conv_transpose": ConvTranspose,
     "pool": Pool,
