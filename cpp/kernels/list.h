@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/contraction.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
 
@@ -49,11 +50,16 @@ template <class S>
 using UpdateKernels = Apply<Update, S, OptimizerSteps>;
 
 template <class S>
+using ContractionKernels =
+    Concat<Apply<Slopes, S, Activations>, TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>,
+                                                   AddNormals<S>, Tangent<S>, TangentDelta<S>>>;
+
+template <class S>
 using KernelsOf =
     Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
            Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
            KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
-           UpdateKernels<S>>;
+           UpdateKernels<S>, ContractionKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 

@@ -44,6 +44,7 @@ Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  contraction_ = make_contraction(spec, backend);
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
@@ -104,6 +105,7 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     if (positions > 1 && spread_weights_.count(positions) == 0)
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
+  if (contraction_) contraction_->declare_scratch(scratch, rows);
   if (channels_last_.back())
     ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
 }
@@ -121,7 +123,8 @@ bool Layered::needs_means() const {
 }
 
 bool Layered::draws_noise() const {
-  return std::any_of(stages_.begin(), stages_.end(),
+  return (contraction_ && contraction_->draws_noise()) ||
+         std::any_of(stages_.begin(), stages_.end(),
                      [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
@@ -149,6 +152,7 @@ void Layered::accumulate(const Batch& batch, bool last) {
   start(batch);
   forward_hidden(batch);
   if (one_chunk_) finish_means();
+  if (contraction_) contraction_->forward(contraction_pass(batch), !with_gradient_);
   forward_output(batch);
   if (with_gradient_) backward(batch, last);
   first_ = false;
@@ -160,6 +164,7 @@ void Layered::close(bool logged) {
   std::vector<Total>& sums = totals_;
   sums.clear();
   sums.push_back({output().sums->slice_rows(1, 1), 1, &totals->loss});
+  if (contraction_) contraction_->add_cost(totals, sums);
   for (Stage& stage : stages_) {
     const Layer& layer = *stage.layer;
     layer.add_cost(totals, sums);
@@ -192,7 +197,7 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
+  if (!plain || contraction_ || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
@@ -282,8 +287,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
     if (layer.has_weights()) {
       // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
       const bool finishes = last_chunk && !layer.tied();
-      const bool starts = first_ && (!spec_.tied || layer.tied());
-      const Kernel finish = decayed(stage, decay_of(stage));
+      bool starts = first_ && (!spec_.tied || layer.tied());
+      if (contracts(i) && contraction_->add_weight_gradient(contraction_pass(batch), i, !starts))
+        starts = false;
+      const Kernel finish = finished(i, batch);
       layer.weight_gradient(context, input_of(i, batch), delta, !starts,
                             {finishes ? &finish : nullptr, {*stage.weight_sums}});
     }
@@ -298,10 +305,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
       } else {
         layer.backward(context, delta, out, {});
       }
+      if (contracts(i - 1)) contraction_->add_delta(contraction_pass(batch), i - 1);
     }
     if (last_chunk && layer.has_weights()) {
-      const Tensor& sums = &stage == &output() ? *stage.sums : *stage.delta_sums;
-      backend_.map(*layer.bias_gradient, bias_gradient(sums), {*stage.bias_sums});
+      backend_.map(*layer.bias_gradient, bias_gradient(delta_sums(i)), {*stage.bias_sums});
     }
   }
 }
@@ -317,6 +324,24 @@ Kernel Layered::decayed(const Stage& stage, double decay) const {
     using S = decltype(s);
     return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
   });
+}
+
+// The end of a weight gradient.
+Kernel Layered::finished(Index index, const Batch& batch) const {
+  const double decay = decay_of(stage(index));
+  std::optional<Kernel> own;
+  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay);
+  return own ? *own : decayed(stage(index), decay);
+}
+
+// Of each channel, over all rows; the output's sums begin with them.
+Tensor Layered::delta_sums(Index index) const {
+  if (index + 1 == depth()) return *stage(index).sums;
+  return contracts(index) ? contraction_->delta_sums(index) : *stage(index).delta_sums;
+}
+
+Contraction::Pass Layered::contraction_pass(const Batch& batch) const {
+  return {stages_, batch, input_of(0, batch), memory_, first_};
 }
 
 Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {

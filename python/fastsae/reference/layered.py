@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.contraction import Contraction, Noise, contract
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
@@ -42,6 +43,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
+    seed, epoch : int
+        Of the noise that `evaluate`, `value_and_gradient` and `step` draw; 0 at first.
     """
 
     def __init__(self, config: Config, dtype: str = "float64") -> None:
@@ -62,7 +65,7 @@ class Layered:
             moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
-        self.steps = 0
+        self.steps = self.seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
         """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
@@ -97,7 +100,9 @@ class Layered:
         X = np.asarray(X, self.dtype)
         return self._row_losses(X, self.forward(X))
 
-    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
         Parameters
@@ -105,6 +110,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        numbers : array [N], optional
+            Which row of the data set each one is, which noise is drawn by; None means 0, 1, ...
 
         Returns
         -------
@@ -114,11 +121,12 @@ class Layered:
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
         layers = self.forward(X)
-        penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+        penalties = [self._penalty(number, layers[number - 1][1], share)[0] for number in range(1, self.depth)]
+        penalty = self._contraction(X, layers, share, numbers).value + sum(penalties)
+        return self._parts(self._row_losses(X, layers), share, penalty)
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -129,6 +137,8 @@ class Layered:
         ----------
         X : array [N, d]
         sample_weight : array [N], optional
+        numbers : array [N], optional
+            As for `evaluate`.
 
         Returns
         -------
@@ -138,14 +148,16 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        return self._backward(X, self.forward(X), self._share(len(X), sample_weight), numbers)
 
-    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def step(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, numbers: ArrayLike | None = None
+    ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
         layers = self.forward(X)
-        parts, gradients = self._backward(X, layers, share)
+        parts, gradients = self._backward(X, layers, share, numbers)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -163,11 +175,12 @@ class Layered:
         return parts
 
     def _backward(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array
+        self, X: Array, layers: list[tuple[Array, Array]], share: Array, numbers: ArrayLike | None
     ) -> tuple[dict[str, float], dict[str, Array]]:
         config = self.config
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        penalty = 0.0
+        contraction = self._contraction(X, layers, share, numbers)
+        penalty = contraction.value
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
@@ -186,10 +199,19 @@ class Layered:
                 penalty += value
                 through = self.ops[number - 1].backward(delta, self._weight(number)) + share[:, None] * pull
                 delta = through * self._activation(number - 1).slope(below)
+                delta = delta + contraction.deltas.get(number - 1, 0.0)
+        for name, gradient in contraction.gradients.items():
+            gradients[name] += gradient
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
         return self._parts(self._row_losses(X, layers), share, penalty), gradients
+
+    def _contraction(
+        self, X: Array, layers: list[tuple[Array, Array]], share: Array, numbers: ArrayLike | None
+    ) -> Contraction:
+        noise = Noise(self.seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
+        return contract(self.config, self.parameters, X, layers, share, noise)
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
