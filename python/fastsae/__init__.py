@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
@@ -48,6 +50,7 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ContractiveAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",

@@ -30,7 +30,7 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
-ESTIMATORS = {"SparseAutoencoder": "estimators"}
+ESTIMATORS = {"ContractiveAutoencoder": "contractive", "SparseAutoencoder": "estimators"}
 
 
 def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:

@@ -147,6 +147,11 @@ class Config:
         return sum(layer.multiplications(shape) for layer, shape in pairs)
 
     @property
+    def contraction_draws(self) -> bool:
+        """Whether the contractive penalty is estimated with random numbers."""
+        return bool(self.contraction_hessian or (self.contraction and self.code_layer > 1))
+
+    @property
     def output_width(self) -> int:
         """Width of the last layer."""
         return self.n_features if self.n_outputs is None else self.n_outputs
