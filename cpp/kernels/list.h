@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/contraction.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
 #include "kernels/images.h"
@@ -63,6 +64,10 @@ template <class S>
 using NoiseKernels = TypeList<Replace<S>, AddNormal<S>>;
 template <class S>
 using CodeKernels = TypeList<SampleCode<S>, CodeCost<S>, CodeDelta<S>, ClampMoments<S>>;
+template <class S>
+using ContractionKernels =
+    Concat<Apply<Slopes, S, Activations>, TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>,
+                                                   AddNormals<S>, Tangent<S>, TangentDelta<S>>>;
 
 // clang-format off: a group on a line
 template <class S>
@@ -78,6 +83,7 @@ using KernelsOf = Concat<
     ImageKernels<S>,
     NoiseKernels<S>,
     CodeKernels<S>,
+    ContractionKernels<S>,
     UpdateKernels<S>>;
 // clang-format on
 

@@ -56,6 +56,7 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
   }
   dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  contraction_ = make_contraction(spec, backend);
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
@@ -123,6 +124,7 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
   corruption_.declare_scratch(scratch, rows, shadowed);
+  if (contraction_) contraction_->declare_scratch(scratch, rows);
   if (!channels_last_.back()) return;
   ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
   if (corruption_.has_emphasis())
@@ -142,8 +144,9 @@ bool Layered::needs_means() const {
 }
 
 bool Layered::draws_noise() const {
-  return corruption_.exists() || std::any_of(stages_.begin(), stages_.end(),
-                                             [](const Stage& stage) { return stage.layer->draws_noise(); });
+  return corruption_.exists() || (contraction_ && contraction_->draws_noise()) ||
+         std::any_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
 void Layered::accumulate_means(const Batch& batch) {
@@ -170,6 +173,7 @@ void Layered::accumulate(const Batch& batch, bool last) {
   start(batch);
   forward_hidden(batch);
   if (one_chunk_) finish_means();
+  if (contraction_) contraction_->forward(contraction_pass(batch), !with_gradient_);
   forward_output(batch);
   if (with_gradient_) backward(batch, last);
   first_ = false;
@@ -181,6 +185,7 @@ void Layered::close(bool logged) {
   std::vector<Total>& sums = totals_;
   sums.clear();
   sums.push_back({output().sums->slice_rows(1, 1), 1, &totals->loss});
+  if (contraction_) contraction_->add_cost(totals, sums);
   for (Stage& stage : stages_) {
     const Layer& layer = *stage.layer;
     layer.add_cost(totals, sums);
@@ -213,7 +218,7 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || corruption_.exists() || stages_.size() != 2 || spec_.tied ||
+  if (!plain || corruption_.exists() || contraction_ || stages_.size() != 2 || spec_.tied ||
       decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
@@ -326,8 +331,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
     if (layer.has_weights()) {
       // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
       const bool finishes = last_chunk && !layer.tied();
-      const bool starts = first_ && (!spec_.tied || layer.tied());
-      const Kernel finish = decayed(stage, decay_of(stage));
+      bool starts = first_ && (!spec_.tied || layer.tied());
+      if (contracts(i) && contraction_->add_weight_gradient(contraction_pass(batch), i, !starts))
+        starts = false;
+      const Kernel finish = finished(i, batch);
       layer.weight_gradient(context, input_of(i, batch), delta, !starts,
                             {finishes ? &finish : nullptr, {*stage.weight_sums}});
     }
@@ -342,10 +349,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
       } else {
         layer.backward(context, delta, out, {});
       }
+      if (contracts(i - 1)) contraction_->add_delta(contraction_pass(batch), i - 1);
     }
     if (last_chunk && layer.has_weights()) {
-      const Tensor& sums = &stage == &output() ? *stage.sums : *stage.delta_sums;
-      backend_.map(*layer.bias_gradient, bias_gradient(sums), {*stage.bias_sums});
+      backend_.map(*layer.bias_gradient, bias_gradient(delta_sums(i)), {*stage.bias_sums});
     }
   }
 }
@@ -361,6 +368,24 @@ Kernel Layered::decayed(const Stage& stage, double decay) const {
     using S = decltype(s);
     return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
   });
+}
+
+// The end of a weight gradient.
+Kernel Layered::finished(Index index, const Batch& batch) const {
+  const double decay = decay_of(stage(index));
+  std::optional<Kernel> own;
+  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay);
+  return own ? *own : decayed(stage(index), decay);
+}
+
+// Of each channel, over all rows; the output's sums begin with them.
+Tensor Layered::delta_sums(Index index) const {
+  if (index + 1 == depth()) return *stage(index).sums;
+  return contracts(index) ? contraction_->delta_sums(index) : *stage(index).delta_sums;
+}
+
+Contraction::Pass Layered::contraction_pass(const Batch& batch) const {
+  return {stages_, batch, input_of(0, batch), memory_, first_};
 }
 
 Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {

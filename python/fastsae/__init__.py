@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
@@ -44,6 +45,7 @@ _HOMES = {
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
     "DenoisingAutoencoder": "denoising",
+    "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
     "GaussianConfig": "layers",
     "LayerConfig": "config",
@@ -71,6 +73,7 @@ __all__ = [
     "ConvConfig",
     "ConvTransposeConfig",
     "DenoisingAutoencoder",
+    "ContractiveAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",

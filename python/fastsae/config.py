@@ -107,6 +107,16 @@ class Config:
         decayed once. To a Gaussian code the weights of its means are tied.
     weight_decay : float
         lambda, >= 0.
+    contraction : float
+        lambda_c, >= 0, of the contractive penalty ``lambda_c / W sum_i w_i |J(x_i)|^2``: the squared Frobenius norm of
+        the Jacobian of the code by the input that the encoder sees (Rifai et al., ICML 2011). It needs a dense
+        encoder. One layer has it in closed form, for every activation; for several it is estimated, without bias, by
+        ``|J u|^2`` with one normal direction u for each row and step.
+    contraction_hessian : float
+        gamma, >= 0, of ``gamma / W sum_i w_i |J(x_i) - J(x_i + e_i)|^2`` with one normal e for each row and step, the
+        second-order penalty of CAE+H (Rifai et al., ECML 2011). It needs an encoder of one dense layer.
+    contraction_noise : float
+        Standard deviation of e, > 0.
     rho_hat : {"batch", "ema", "full"}
         Where the mean activation of the KL penalty is taken: over the batch; as the exponential moving average
         ``q = d q + (1 - d) batch mean`` that starts at the first batch mean (its gradient takes the slope of
@@ -139,6 +149,9 @@ class Config:
     emphasis_rest: float = 1.0
     tied: bool = False
     weight_decay: float = 1e-4
+    contraction: float = 0.0
+    contraction_hessian: float = 0.0
+    contraction_noise: float = 0.1
     rho_hat: str = "batch"
     rho_hat_decay: float = 0.99
     optimizer: str = "adam"
@@ -168,6 +181,11 @@ class Config:
         """Multiply-adds of one row's forward pass."""
         pairs = zip(self.layers, self.shapes, strict=False)
         return sum(layer.multiplications(shape) for layer, shape in pairs)
+
+    @property
+    def contraction_draws(self) -> bool:
+        """Whether the contractive penalty is estimated with random numbers."""
+        return bool(self.contraction_hessian or (self.contraction and self.code_layer > 1))
 
     @property
     def output_width(self) -> int:
@@ -221,7 +239,6 @@ class Config:
         """What the compiled engine is made from."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
-        values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
         shapes, places = self.shapes, self.places_of
         values["layers"] = [
             {**layer_core(layer, number, shapes[number - 1], self.weight_decay), "places_of": places.get(number, 0)}
@@ -287,6 +304,7 @@ class Config:
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)
+        self._validate_contraction()
         check_choice("rho_hat", self.rho_hat, RHO_HATS)
         check_real("rho_hat_decay", self.rho_hat_decay, 0.0, 1.0, "[)")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -322,6 +340,24 @@ class Config:
                 f"emphasis, emphasis_rest: other than 1 they need n_outputs=n_features={self.n_features}, "
                 f"got {self.output_width}"
             )
+
+    def _validate_contraction(self) -> None:
+        check_real("contraction", self.contraction, 0.0)
+        check_real("contraction_hessian", self.contraction_hessian, 0.0)
+        check_real("contraction_noise", self.contraction_noise, 0.0, math.inf, "()")
+        if not (self.contraction or self.contraction_hessian):
+            return
+        name = "contraction" if self.contraction else "contraction_hessian"
+        if not 0 < self.code_layer < len(self.layers):
+            raise ValueError(
+                f"{name}: the penalty needs layers before the code and after it, "
+                f"got {self.code_layer} and {len(self.layers) - self.code_layer}"
+            )
+        for i, layer in enumerate(self.layers[: self.code_layer]):
+            if not isinstance(layer, LayerConfig):
+                raise ValueError(f"{name}: the penalty needs a dense encoder, got layers[{i}]={type(layer).__name__}")
+        if self.contraction_hessian and self.code_layer > 1:
+            raise ValueError(f"contraction_hessian: expected an encoder of one layer, got {self.code_layer}")
 
     def _validate_layers(self) -> None:
         shape: Shape = (int(self.n_features), 1, 1)

@@ -219,7 +219,6 @@ _CORE: dict[str, Any] = {
 }
 
 
-
 def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float) -> dict[str, Any]:
     """All that the compiled layer is made from: `number` names its parameters, `shape` is that of its input."""
     own = getattr(layer, "weight_decay", None)

@@ -16,6 +16,7 @@ from fastsae.config import Config, LayerConfig
 from fastsae.layers import GaussianConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
 from fastsae.reference.corruption import Corrupted, corrupt
+from fastsae.reference.contraction import Contraction, Noise, contract
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
@@ -128,8 +129,9 @@ class Layered:
         noisy = self._corrupt(X, numbers)
         layers = self._forward_in_training(noisy.x, numbers)
         penalties = [self._penalty(number, layers[number - 1][1], share)[0] for number in range(1, self.depth)]
+        contraction = self._contraction(noisy.x, layers, share, numbers)
         codes = [self._code_cost(number, layers[number - 1][0], share)[0] for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers, noisy.weight), share, sum(penalties + codes, 0.0))
+        return self._parts(self._row_losses(X, layers, noisy.weight), share, sum(penalties + codes, contraction.value))
 
     def value_and_gradient(
         self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
@@ -156,7 +158,7 @@ class Layered:
         X = np.asarray(X, self.dtype)
         noisy = self._corrupt(X, numbers)
         share = self._share(len(X), sample_weight)
-        return self._backward(X, noisy, self._forward_in_training(noisy.x, numbers), share)
+        return self._backward(X, noisy, self._forward_in_training(noisy.x, numbers), share, numbers)
 
     def step(
         self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
@@ -166,7 +168,7 @@ class Layered:
         share = self._share(len(X), sample_weight)
         noisy = self._corrupt(X, numbers)
         layers = self._forward_in_training(noisy.x, numbers)
-        parts, gradients = self._backward(X, noisy, layers, share)
+        parts, gradients = self._backward(X, noisy, layers, share, numbers)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -184,11 +186,17 @@ class Layered:
         return parts
 
     def _backward(
-        self, X: Array, noisy: Corrupted, layers: list[tuple[Array, Array]], share: Array
+        self,
+        X: Array,
+        noisy: Corrupted,
+        layers: list[tuple[Array, Array]],
+        share: Array,
+        numbers: ArrayLike | None,
     ) -> tuple[dict[str, float], dict[str, Array]]:
         config = self.config
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        penalty = 0.0
+        contraction = self._contraction(noisy.x, layers, share, numbers)
+        penalty = contraction.value
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
@@ -214,10 +222,19 @@ class Layered:
                     through = through + share[:, None] * pull
                     delta = through * self._activation(number - 1).slope(below)
                 penalty += value
+                delta = delta + contraction.deltas.get(number - 1, 0.0)
+        for name, gradient in contraction.gradients.items():
+            gradients[name] += gradient
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
         return self._parts(self._row_losses(X, layers, noisy.weight), share, penalty), gradients
+
+    def _contraction(
+        self, X: Array, layers: list[tuple[Array, Array]], share: Array, numbers: ArrayLike | None
+    ) -> Contraction:
+        noise = Noise(self.noise_seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
+        return contract(self.config, self.parameters, X, layers, share, noise)
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
