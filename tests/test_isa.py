@@ -16,6 +16,8 @@ LEVELS = ["baseline", "avx2", "avx512"]
 # The OpenBLAS kernels that need no more than the level.
 CORES = {"baseline": "Nehalem", "avx2": "Haswell", "avx512": "SkylakeX"}
 
+PARITY = [str(Path(__file__).with_name(f"test_{topic}.py")) for topic in ("parity", "softmax")]
+
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="other processors have one instruction set"
 )
@@ -29,15 +31,14 @@ def levels() -> list[str]:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_parity_under(level: str) -> None:
-    """The tests of test_parity.py that are marked `isa`, in a process of the level."""
+    """The tests that are marked `isa`, in a process of the level."""
     if level not in levels():
         pytest.skip(f"this processor has no {level}")
     if level == _core.isa():
         pytest.skip(f"{level} is what test_parity.py itself runs under here")
     script = (
         "import sys, pytest; "
-        f"sys.exit(pytest.main([{str(Path(__file__).with_name('test_parity.py'))!r}, '-m', 'isa', '-q', "
-        "'-p', 'no:cacheprovider']))"
+        f"sys.exit(pytest.main([*{PARITY}, '-m', 'isa', '-q', '-p', 'no:cacheprovider']))"
     )
     done = python(script, timeout=300, FASTSAE_ISA=level, OPENBLAS_CORETYPE=CORES[level])
     assert done.returncode == 0, done.stdout[-5000:]

@@ -7,6 +7,7 @@
 #include "core/type_list.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
+#include "kernels/softmax.h"
 
 namespace fastsae {
 
@@ -53,7 +54,7 @@ using KernelsOf =
     Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
            Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
            KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
-           UpdateKernels<S>>;
+           TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>, SoftmaxLoss<S>>, UpdateKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 

@@ -39,16 +39,23 @@ Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
+    if (i + 1 == count && layer.activation == Softmax::name) softmax_.emplace();
     add_stage(layer);
     stage_of_.push_back(depth() - 1);
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
-  output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  if (softmax_) {
+    FS_REQUIRE(spec.loss == CrossEntropy::name, "loss='", spec.loss, "' needs another output than softmax");
+    FS_REQUIRE(output().spec().kind == "dense", "layers: softmax needs a dense output layer");
+  } else {
+    output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  }
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
   const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
-  stages_.push_back({make_layer(spec), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  const std::string activation = softmax_ ? Identity::name : spec.activation;  // the product leaves logits
+  stages_.push_back({make_layer(spec), choose_layer_kernels(spec_.dtype, activation, spec.penalty)});
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
 }
@@ -104,6 +111,7 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     if (positions > 1 && spread_weights_.count(positions) == 0)
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
+  if (softmax_) softmax_->declare_scratch(scratch, rows);
   if (channels_last_.back())
     ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
 }
@@ -192,7 +200,7 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
+  if (!plain || softmax_ || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
@@ -267,6 +275,13 @@ void Layered::forward_hidden(const Batch& batch) {
 void Layered::forward_output(const Batch& batch) {
   Stage& stage = output();
   const Tensor target = pixels(target_of(batch), stage.spec().out);
+  if (softmax_) {
+    const Tensor logits = rows_of(stage.delta, batch);
+    const Kernel kernel = stage.kernels.infer(*stage.layer->bias);
+    stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), logits, {&kernel});
+    return softmax_->delta(backend_, logits, target, batch.weight, memory_.scalars, loss_factor(),
+                           {*stage.sums, !first_});
+  }
   const Kernel kernel =
       output_.delta(*stage.layer->bias, weight_of(stage, batch), target, memory_.scalars, loss_factor());
   stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),

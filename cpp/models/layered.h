@@ -5,6 +5,7 @@
 
 #include "models/layer.h"
 #include "models/layer_kernels.h"
+#include "models/softmax.h"
 
 namespace fastsae {
 
@@ -109,7 +110,8 @@ class Layered final : public Model {
   Shape input_shape_;
   Index code_stage_ = 0;
   bool dense_rows_ = false;
-  OutputKernels output_{};
+  OutputKernels output_{};  // nothing where the output is a softmax
+  std::optional<Softmax> softmax_;
   std::vector<Parameter> parameters_;
   std::map<std::int64_t, Tensor*> spread_weights_;  // [1 x rows * positions], by positions
   Tensor* ordered_target_ = nullptr;                // where the output is an image with channels last

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
-from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.activations import OUTPUT_ACTIVATIONS, Activation, Array
 from fastsae.reference.layers import LAYERS
-from fastsae.reference.losses import LOSSES, factor
+from fastsae.reference.losses import Loss, factor, loss_of
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
 
@@ -92,12 +92,13 @@ class Layered:
         """The reconstruction [N, d] of `X` [N, d]."""
         return self.forward(X)[-1][1]
 
-    def row_losses(self, X: ArrayLike) -> Array:
-        """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
-        X = np.asarray(X, self.dtype)
-        return self._row_losses(X, self.forward(X))
+    def row_losses(self, X: ArrayLike, targets: ArrayLike | None = None) -> Array:
+        """Loss of each row of `X` [N, d] against `targets` [N, outputs] or X, reduced over features: [N]."""
+        return self._row_losses(self._target(X, targets), self.forward(X))
 
-    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, targets: ArrayLike | None = None
+    ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
         Parameters
@@ -105,6 +106,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        targets : array [N, outputs], optional
+            What the output should be; None means X.
 
         Returns
         -------
@@ -115,10 +118,11 @@ class Layered:
         share = self._share(len(X), sample_weight)
         layers = self.forward(X)
         penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+        losses = self._row_losses(self._target(X, targets), layers)
+        return self._parts(losses, share, sum((value for value, _ in penalties), 0.0))
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, targets: ArrayLike | None = None
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -129,6 +133,7 @@ class Layered:
         ----------
         X : array [N, d]
         sample_weight : array [N], optional
+        targets : array [N, outputs], optional
 
         Returns
         -------
@@ -138,14 +143,17 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        share = self._share(len(X), sample_weight)
+        return self._backward(X, self._target(X, targets), self.forward(X), share)
 
-    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def step(
+        self, X: ArrayLike, sample_weight: ArrayLike | None = None, targets: ArrayLike | None = None
+    ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
         layers = self.forward(X)
-        parts, gradients = self._backward(X, layers, share)
+        parts, gradients = self._backward(X, self._target(X, targets), layers, share)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -163,15 +171,16 @@ class Layered:
         return parts
 
     def _backward(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array
+        self, X: Array, target: Array, layers: list[tuple[Array, Array]], share: Array
     ) -> tuple[dict[str, float], dict[str, Array]]:
         config = self.config
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         penalty = 0.0
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        scale = factor(config.loss, config.loss_reduction, config.output_width)
+        slope = self._activation(self.depth).slope(y)
+        delta = share[:, None] * scale * self._loss().delta(target, z, y, slope)
         for number in range(self.depth, 0, -1):
             below = layers[number - 2][1] if number > 1 else X
             if self._has_weights(number):
@@ -189,7 +198,7 @@ class Layered:
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
-        return self._parts(self._row_losses(X, layers), share, penalty), gradients
+        return self._parts(self._row_losses(target, layers), share, penalty), gradients
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
@@ -242,11 +251,17 @@ class Layered:
             "loss": reconstruction + penalty + decay,
         }
 
-    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]]) -> Array:
+    def _row_losses(self, target: Array, layers: list[tuple[Array, Array]]) -> Array:
         config = self.config
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
+        scale = factor(config.loss, config.loss_reduction, config.output_width)
+        losses: Array = scale * self._loss().value(target, *layers[-1]).sum(axis=1)
         return losses
+
+    def _loss(self) -> Loss:
+        return loss_of(self.config.loss, self._layer(self.depth).activation)
+
+    def _target(self, X: ArrayLike, targets: ArrayLike | None) -> Array:
+        return np.asarray(X if targets is None else targets, self.dtype)
 
     def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
         a: Array = np.asarray(X, self.dtype)
@@ -272,7 +287,7 @@ class Layered:
         return self.config.layers[number - 1]  # type: ignore[return-value]
 
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[self._layer(number).activation if self._has_weights(number) else "identity"]
+        return OUTPUT_ACTIVATIONS[self._layer(number).activation if self._has_weights(number) else "identity"]
 
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
