@@ -225,7 +225,7 @@ class Layered:
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.output_width)
         slope = self._loss().delta(batch.target, z, y, self._activation(self.depth).slope(y))
-        delta = share[:, None] * scale * batch.weight * slope
+        delta: Array = share[:, None] * scale * batch.weight * slope
         for number in range(self.depth, 0, -1):
             below = layers[number - 2][1] if number > 1 else batch.x
             if self._has_weights(number):
@@ -355,7 +355,7 @@ class Layered:
         return self.config.layers[number - 1]  # type: ignore[return-value]
 
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
+        return OUTPUT_ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
 
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
