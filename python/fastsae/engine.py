@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def noise_seed(self) -> int:
-        """Seed of all noise that steps draw: of the input's corruption and of a stochastic code."""
+        """Seed of all noise that steps draw: of the input's corruption, a stochastic code and the contraction."""
         return self._core.noise_seed
 
     @noise_seed.setter
@@ -260,7 +260,11 @@ class Engine:
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
-        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`."""
+        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
+
+        ValueError if the model unpools maxima of its encoder, whose places a code does not hold.
+        """
+        self.config.check_decodable()
         return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.output_width)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -282,6 +286,7 @@ class Engine:
 
     def score_code(self, H: Any, targets: Any) -> NDArray[np.float64]:
         """The reconstruction loss of each row of `targets` when it is decoded from that row of `H`, shape (n_rows,)."""
+        self.config.check_decodable()
         goal = self.rows("targets", targets, self.config.output_width)
         return self._core.score_code(self.rows("H", H, self.code_width), goal)
 
