@@ -131,11 +131,13 @@ class Softmax(Activation):
 
     def slope(self, a: Array) -> Array:
         # The diagonal of the Jacobian; the loss that goes with it knows the whole.
-        return a * (1.0 - a)
+        diagonal: Array = a * (1.0 - a)
+        return diagonal
 
     def curvature(self, a: Array) -> Array:
         # Of that diagonal's own logit.
-        return a * (1.0 - a) * (1.0 - 2.0 * a)
+        curvature: Array = a * (1.0 - a) * (1.0 - 2.0 * a)
+        return curvature
 
 
 ACTIVATIONS: dict[str, Activation] = {
