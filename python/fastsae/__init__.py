@@ -15,12 +15,11 @@ from fastsae._core import DeviceArray, DeviceError
 if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
-    from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.cuda import cuda_blas
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
-    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
@@ -33,7 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Config": "config",
     "Engine": "engine",
-    "GaussianConfig": "layers",
+    "GaussianConfig": "config",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",

@@ -35,6 +35,7 @@ __all__ = [
     "BOUNDED_ACTIVATIONS",
     "PENALTIES",
     "Config",
+    "GaussianConfig",
     "Layer",
     "LayerConfig",
     "Shape",

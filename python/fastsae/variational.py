@@ -17,8 +17,7 @@ from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
 from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
-from fastsae.config import ACTIVATIONS, Config, Layer, LayerConfig, TrainingConfig
-from fastsae.layers import GaussianConfig
+from fastsae.config import ACTIVATIONS, Config, GaussianConfig, Layer, LayerConfig, TrainingConfig
 from fastsae.reference.random import draw, two_normals
 from fastsae.trainer import Callback
 
@@ -57,8 +56,8 @@ class VariationalAutoencoder(Autoencoder):
     beta : float
         Weight of the divergence in training, >= 0 (Higgins et al., beta-VAE, 2017). Scores are those of beta = 1.
     free_bits : float
-        Nats that each latent's divergence costs at least, >= 0, so that it may as well use them (Kingma et al., Improved
-        variational inference with inverse autoregressive flow, 2016).
+        Nats that each latent's divergence costs at least, >= 0, so that it may as well use them (Kingma et al.,
+        Improved variational inference with inverse autoregressive flow, 2016).
     warm_up : float
         Epochs over which the divergence's weight rises linearly from 0; 0 has it whole from the start.
     weight_decay : float

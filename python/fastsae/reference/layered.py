@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsae.config import Config, LayerConfig
-from fastsae.layers import GaussianConfig
+from fastsae.config import Config, GaussianConfig, LayerConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsae.layers import GaussianConfig
+from fastsae.config import GaussianConfig
 from fastsae.reference.activations import Array
 from fastsae.reference.random import draw, two_normals
 
