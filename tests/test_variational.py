@@ -80,7 +80,7 @@ def with_noise(model: Any) -> Any:
     if isinstance(model, Engine):
         model.noise_seed = SEED
     else:
-        model.seed = SEED
+        model.noise_seed = SEED
     model.epoch = EPOCH
     return model
 

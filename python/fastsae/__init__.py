@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from fastsae.checkpoint import load
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.cuda import cuda_blas
+    from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.image_layers import (
+        ConvConfig,
+        ConvTransposeConfig,
+        PoolConfig,
+        ReshapeConfig,
+        UnpoolConfig,
+        UpsampleConfig,
+    )
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
@@ -31,12 +40,19 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "ConvConfig": "image_layers",
+    "ConvTransposeConfig": "image_layers",
+    "DenoisingAutoencoder": "denoising",
     "Engine": "engine",
     "GaussianConfig": "config",
     "LayerConfig": "config",
+    "PoolConfig": "image_layers",
+    "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
+    "UnpoolConfig": "image_layers",
+    "UpsampleConfig": "image_layers",
     "VariationalAutoencoder": "variational",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
@@ -51,14 +67,21 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ConvConfig",
+    "ConvTransposeConfig",
+    "DenoisingAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",
     "GaussianConfig",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "SparseAutoencoder",
     "TopKEncoder",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
     "VariationalAutoencoder",
     "check_gradient",
     "cuda_blas",

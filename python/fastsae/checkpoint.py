@@ -30,7 +30,11 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
-ESTIMATORS = {"SparseAutoencoder": "estimators", "VariationalAutoencoder": "variational"}
+ESTIMATORS = {
+    "DenoisingAutoencoder": "denoising",
+    "SparseAutoencoder": "estimators",
+    "VariationalAutoencoder": "variational",
+}
 
 
 def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:

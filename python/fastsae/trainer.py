@@ -38,7 +38,7 @@ class TrainerState:
     Attributes
     ----------
     seed : int
-        Source of every epoch's row order and of the validation split.
+        Source of every epoch's row order and noise, and of the validation split.
     epoch : int
         Epochs finished.
     n_rows : int
@@ -431,6 +431,11 @@ def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_p
         raise ValueError("warm_up: solver='lbfgs' minimises one cost from beginning to end; take 0 or another solver")
     if config.rho_hat == "ema" and lbfgs:
         raise ValueError("rho_hat='ema' moves between evaluations, which solver='lbfgs' cannot use; use 'full'")
+    if config.corruption != "none" and lbfgs:
+        raise ValueError(
+            f"corruption={config.corruption!r} draws fresh noise in each epoch, and solver='lbfgs' needs a cost that "
+            "stays the same; use a mini-batch solver"
+        )
 
 
 def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: bool = False) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.config import Config, GaussianConfig, LayerConfig
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.reference.corruption import Corrupted, corrupt
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
@@ -43,8 +44,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
-    seed, epoch : int
-        Of the noise that a step draws; 0 at first.
+    noise_seed, epoch : int
+        Of the noise that a step draws.
     """
 
     def __init__(self, config: Config, dtype: str = "float64") -> None:
@@ -58,6 +59,8 @@ class Layered:
             LAYERS[layer.kind](layer, *shapes[i : i + 2])  # the input's shape and the output's
             for i, layer in enumerate(config.layers)
         ]
+        for number, pool in config.places_of.items():
+            self.ops[number - 1].pool = self.ops[pool - 1]  # type: ignore[attr-defined]
         for name, shape in config.parameter_shapes.items():
             self.parameters[name] = np.zeros(shape, self.dtype)
         moments: tuple[dict[str, Array], ...] = ({}, {})
@@ -66,7 +69,7 @@ class Layered:
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
-        self.seed = self.epoch = 0
+        self.noise_seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
         """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
@@ -99,7 +102,7 @@ class Layered:
     def row_losses(self, X: ArrayLike) -> Array:
         """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
         X = np.asarray(X, self.dtype)
-        return self._row_losses(X, self.forward(X))
+        return self._row_losses(X, self.forward(X), np.ones_like(X))
 
     def evaluate(
         self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
@@ -111,8 +114,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
-        numbers : integer array [N], optional
-            Which row of the data set each one is, for the noise; 0, 1, ... if none are given.
+        numbers : array of int [N], optional
+            Which row of the data set each one is: its noise. None means 0, 1, ...
 
         Returns
         -------
@@ -121,10 +124,11 @@ class Layered:
         """
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self._forward_in_training(X, numbers)
+        noisy = self._corrupt(X, numbers)
+        layers = self._forward_in_training(noisy.x, numbers)
         penalties = [self._penalty(number, layers[number - 1][1], share)[0] for number in range(1, self.depth)]
         codes = [self._code_cost(number, layers[number - 1][0], share)[0] for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum(penalties + codes, 0.0))
+        return self._parts(self._row_losses(X, layers, noisy.weight), share, sum(penalties + codes, 0.0))
 
     def value_and_gradient(
         self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
@@ -138,7 +142,7 @@ class Layered:
         ----------
         X : array [N, d]
         sample_weight : array [N], optional
-        numbers : integer array [N], optional
+        numbers : array of int [N], optional
             As for `evaluate`.
 
         Returns
@@ -149,7 +153,9 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self._forward_in_training(X, numbers), self._share(len(X), sample_weight))
+        noisy = self._corrupt(X, numbers)
+        share = self._share(len(X), sample_weight)
+        return self._backward(X, noisy, self._forward_in_training(noisy.x, numbers), share)
 
     def step(
         self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
@@ -157,8 +163,9 @@ class Layered:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self._forward_in_training(X, numbers)
-        parts, gradients = self._backward(X, layers, share)
+        noisy = self._corrupt(X, numbers)
+        layers = self._forward_in_training(noisy.x, numbers)
+        parts, gradients = self._backward(X, noisy, layers, share)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -176,7 +183,7 @@ class Layered:
         return parts
 
     def _backward(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array
+        self, X: Array, noisy: Corrupted, layers: list[tuple[Array, Array]], share: Array
     ) -> tuple[dict[str, float], dict[str, Array]]:
         config = self.config
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
@@ -184,17 +191,15 @@ class Layered:
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta: Array = (
-            share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
-        )
+        slope = LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        delta: Array = share[:, None] * scale * noisy.weight * slope
         for number in range(self.depth, 0, -1):
-            below = layers[number - 2][1] if number > 1 else X
+            below = layers[number - 2][1] if number > 1 else noisy.x
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
-                if self._uses_transpose(number):
-                    gradients[f"W{self.depth + 1 - number}"][: gradient.shape[1]] += gradient.T
-                else:
-                    gradients[f"W{number}"] += gradient
+                turned = self._is_tied(number) and self.ops[number - 1].transposes_tied
+                gradient = gradient.T if turned else gradient
+                gradients[self._weight_name(number)][: len(gradient)] += gradient
                 gradients[f"b{number}"] = self._by_position(number, delta).sum(axis=(0, 2))
             if number > 1:
                 through = self.ops[number - 1].backward(delta, self._weight(number))
@@ -211,7 +216,7 @@ class Layered:
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
-        return self._parts(self._row_losses(X, layers), share, penalty), gradients
+        return self._parts(self._row_losses(X, layers, noisy.weight), share, penalty), gradients
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
@@ -273,10 +278,14 @@ class Layered:
             "loss": reconstruction + penalty + decay,
         }
 
-    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]]) -> Array:
+    def _corrupt(self, X: Array, numbers: ArrayLike | None) -> Corrupted:
+        rows = np.arange(len(X)) if numbers is None else numbers
+        return corrupt(self.config, X, rows, self.noise_seed, self.epoch)
+
+    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]], weight: Array) -> Array:
         config = self.config
         scale = factor(config.loss, config.loss_reduction, config.n_features)
-        losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
+        losses: Array = scale * (weight * LOSSES[config.loss].value(X, *layers[-1])).sum(axis=1)
         return losses
 
     def _forward_in_training(self, X: Array, rows: ArrayLike | None) -> list[tuple[Array, Array]]:
@@ -295,7 +304,7 @@ class Layered:
             if code is None:
                 a = self._activation(number).value(z)
             else:
-                a = code.mean(z) if rows is None else code.sample(z, self.seed, self.epoch, rows)
+                a = code.mean(z) if rows is None else code.sample(z, self.noise_seed, self.epoch, rows)
             layers.append((z, a))
         return layers
 
@@ -316,19 +325,21 @@ class Layered:
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
 
-    def _uses_transpose(self, number: int) -> bool:
+    def _is_tied(self, number: int) -> bool:
         return self.config.tied and 2 * number > self.depth
 
     def _weight(self, number: int) -> Array | None:
         """W of layer `number`, [units, inputs] of a dense one; None without weights."""
         if not self._has_weights(number):
             return None
-        if self._uses_transpose(number):
+        weight = self.parameters[self._weight_name(number)]
+        if self._is_tied(number) and self.ops[number - 1].transposes_tied:
             # Of a Gaussian code only the weights of the means, which come first.
-            inputs = self.config.widths[number - 1]
-            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"][:inputs].T
-            return mirrored
-        return self.parameters[f"W{number}"]
+            weight = weight[: self.config.widths[number - 1]].T
+        return weight
+
+    def _weight_name(self, number: int) -> str:
+        return f"W{self.depth + 1 - number if self._is_tied(number) else number}"
 
     def _weight_names(self) -> list[str]:
         return [name for name in self.parameters if name.startswith("W")]
