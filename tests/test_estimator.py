@@ -22,7 +22,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastsae
-from fastsae import DenoisingAutoencoder, SparseAutoencoder, VariationalAutoencoder
+from fastsae import ContractiveAutoencoder, DenoisingAutoencoder, SparseAutoencoder, VariationalAutoencoder
 
 N, D, H = 60, 7, 4
 
@@ -49,6 +49,8 @@ CHECKED = [
     DenoisingAutoencoder(n_hidden=3, max_epochs=2, verbose=False, dtype="float64", corruption="gaussian", tied=True),
     VariationalAutoencoder(2, hidden=(3,), likelihood="gaussian", max_epochs=2, verbose=False, dtype="float64"),
     VariationalAutoencoder(2, hidden=(), likelihood="gaussian", max_epochs=2, verbose=False, warm_up=2, free_bits=0.1),
+    ContractiveAutoencoder(n_hidden=3, max_epochs=2, verbose=False, dtype="float64"),
+    ContractiveAutoencoder(n_hidden=3, max_epochs=2, verbose=False, contraction_hessian=0.5),
 ]
 
 
@@ -366,6 +368,9 @@ def test_learning_rate_may_change_in_partial_fit_and_nothing_else() -> None:
         "rho": 0.2,
         "beta": 1.0,
         "weight_decay": 0.5,
+        "contraction": 0.5,
+        "contraction_hessian": 0.5,
+        "contraction_noise": 0.5,
         "rho_hat": "ema",
         "rho_hat_decay": 0.5,
         "loss_reduction": "mean",

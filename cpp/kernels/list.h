@@ -5,11 +5,13 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/contraction.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
 #include "kernels/images.h"
 #include "kernels/noise.h"
 #include "kernels/sampling.h"
+#include "kernels/softmax.h"
 
 namespace fastsae {
 
@@ -63,6 +65,12 @@ template <class S>
 using NoiseKernels = TypeList<Replace<S>, AddNormal<S>>;
 template <class S>
 using CodeKernels = TypeList<SampleCode<S>, CodeCost<S>, CodeDelta<S>, ClampMoments<S>>;
+template <class S>
+using ContractionKernels =
+    Concat<Apply<Slopes, S, Activations>, TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>,
+                                                   AddNormals<S>, Tangent<S>, TangentDelta<S>>>;
+template <class S>
+using SoftmaxKernels = TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>, SoftmaxLoss<S>>;
 
 // clang-format off: a group on a line
 template <class S>
@@ -78,6 +86,8 @@ using KernelsOf = Concat<
     ImageKernels<S>,
     NoiseKernels<S>,
     CodeKernels<S>,
+    ContractionKernels<S>,
+    SoftmaxKernels<S>,
     UpdateKernels<S>>;
 // clang-format on
 

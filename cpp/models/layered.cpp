@@ -43,6 +43,7 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
+    if (i + 1 == count && layer.activation == Softmax::name) softmax_.emplace();
     const bool computes = layer.kind != "reshape", gaussian = layer.kind == "gaussian";
     if (computes) add_stage(gaussian ? heads_of(layer) : layer);
     stage_of_.push_back(computes ? depth() - 1 : kNone);
@@ -55,14 +56,21 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
     if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
   }
   dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
-  output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  if (softmax_) {
+    FS_REQUIRE(spec.loss == CrossEntropy::name, "loss='", spec.loss, "' needs another output than softmax");
+    FS_REQUIRE(output().spec().kind == "dense", "layers: softmax needs a dense output layer");
+  } else {
+    output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  }
+  contraction_ = make_contraction(spec, backend);
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
   const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
   LayerSpec made = spec;
   made.below = depth() > 0 ? output().spec().out : spec.in;
-  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  const std::string activation = softmax_ ? Identity::name : spec.activation;  // the product leaves logits
+  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty)});
   if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
@@ -123,6 +131,8 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
   corruption_.declare_scratch(scratch, rows, shadowed);
+  if (contraction_) contraction_->declare_scratch(scratch, rows);
+  if (softmax_) softmax_->declare_scratch(scratch, rows);
   if (!channels_last_.back()) return;
   ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
   if (corruption_.has_emphasis())
@@ -142,8 +152,9 @@ bool Layered::needs_means() const {
 }
 
 bool Layered::draws_noise() const {
-  return corruption_.exists() || std::any_of(stages_.begin(), stages_.end(),
-                                             [](const Stage& stage) { return stage.layer->draws_noise(); });
+  return corruption_.exists() || (contraction_ && contraction_->draws_noise()) ||
+         std::any_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
 void Layered::accumulate_means(const Batch& batch) {
@@ -170,6 +181,7 @@ void Layered::accumulate(const Batch& batch, bool last) {
   start(batch);
   forward_hidden(batch);
   if (one_chunk_) finish_means();
+  if (contraction_) contraction_->forward(contraction_pass(batch), !with_gradient_);
   forward_output(batch);
   if (with_gradient_) backward(batch, last);
   first_ = false;
@@ -181,6 +193,7 @@ void Layered::close(bool logged) {
   std::vector<Total>& sums = totals_;
   sums.clear();
   sums.push_back({output().sums->slice_rows(1, 1), 1, &totals->loss});
+  if (contraction_) contraction_->add_cost(totals, sums);
   for (Stage& stage : stages_) {
     const Layer& layer = *stage.layer;
     layer.add_cost(totals, sums);
@@ -213,7 +226,7 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || corruption_.exists() || stages_.size() != 2 || spec_.tied ||
+  if (!plain || corruption_.exists() || contraction_ || softmax_ || stages_.size() != 2 || spec_.tied ||
       decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
@@ -312,6 +325,13 @@ void Layered::forward_hidden(const Batch& batch) {
 
 void Layered::forward_output(const Batch& batch) {
   Stage& stage = output();
+  if (softmax_) {
+    const Tensor logits = rows_of(stage.delta, batch);
+    const Kernel kernel = stage.kernels.infer(*stage.layer->bias);
+    stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), logits, {&kernel});
+    return softmax_->delta(backend_, logits, target_of(batch), batch.weight, memory_.scalars, loss_factor(),
+                           {*stage.sums, !first_});
+  }
   const Kernel kernel = output_delta(batch);
   stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),
                        {&kernel, {*stage.sums, !first_}});
@@ -326,8 +346,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
     if (layer.has_weights()) {
       // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
       const bool finishes = last_chunk && !layer.tied();
-      const bool starts = first_ && (!spec_.tied || layer.tied());
-      const Kernel finish = decayed(stage, decay_of(stage));
+      bool starts = first_ && (!spec_.tied || layer.tied());
+      if (contracts(i) && contraction_->add_weight_gradient(contraction_pass(batch), i, !starts))
+        starts = false;
+      const Kernel finish = finished(i, batch);
       layer.weight_gradient(context, input_of(i, batch), delta, !starts,
                             {finishes ? &finish : nullptr, {*stage.weight_sums}});
     }
@@ -342,10 +364,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
       } else {
         layer.backward(context, delta, out, {});
       }
+      if (contracts(i - 1)) contraction_->add_delta(contraction_pass(batch), i - 1);
     }
     if (last_chunk && layer.has_weights()) {
-      const Tensor& sums = &stage == &output() ? *stage.sums : *stage.delta_sums;
-      backend_.map(*layer.bias_gradient, bias_gradient(sums), {*stage.bias_sums});
+      backend_.map(*layer.bias_gradient, bias_gradient(delta_sums(i)), {*stage.bias_sums});
     }
   }
 }
@@ -361,6 +383,24 @@ Kernel Layered::decayed(const Stage& stage, double decay) const {
     using S = decltype(s);
     return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
   });
+}
+
+// The end of a weight gradient.
+Kernel Layered::finished(Index index, const Batch& batch) const {
+  const double decay = decay_of(stage(index));
+  std::optional<Kernel> own;
+  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay);
+  return own ? *own : decayed(stage(index), decay);
+}
+
+// Of each channel, over all rows; the output's sums begin with them.
+Tensor Layered::delta_sums(Index index) const {
+  if (index + 1 == depth()) return *stage(index).sums;
+  return contracts(index) ? contraction_->delta_sums(index) : *stage(index).delta_sums;
+}
+
+Contraction::Pass Layered::contraction_pass(const Batch& batch) const {
+  return {stages_, batch, input_of(0, batch), memory_, first_};
 }
 
 Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {

@@ -3,9 +3,11 @@
 
 #include <map>
 
+#include "models/contraction.h"
 #include "models/corruption.h"
 #include "models/layer.h"
 #include "models/layer_kernels.h"
+#include "models/softmax.h"
 
 namespace fastsae {
 
@@ -99,6 +101,10 @@ class Layered final : public Model {
     return spec_.decoupled_decay ? 0.0 : stage.spec().weight_decay;
   }
   double penalty_of(const Stage& stage) const;
+  bool contracts(Index index) const { return contraction_ != nullptr && index < code_stage_; }
+  Contraction::Pass contraction_pass(const Batch& batch) const;
+  Kernel finished(Index index, const Batch& batch) const;
+  Tensor delta_sums(Index index) const;
   Kernel decayed(const Stage& stage, double decay) const;
   Kernel closing(const StepMemory& memory, bool logged, double half_decay) const;
   Kernel bias_gradient(const Tensor& sums) const;
@@ -121,6 +127,8 @@ class Layered final : public Model {
   bool dense_rows_ = false;
   Corruption corruption_;
   OutputKernels output_{};
+  std::optional<Softmax> softmax_;            // of the output, which has no kernels then
+  std::unique_ptr<Contraction> contraction_;  // of the encoder, or null
   std::vector<Parameter> parameters_;
   std::map<std::int64_t, Tensor*> spread_weights_;  // [1 x rows * positions], by positions
   Tensor* ordered_target_ = nullptr;                // where the output is an image with channels last

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
+    from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
@@ -43,6 +44,7 @@ _HOMES = {
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
     "DenoisingAutoencoder": "denoising",
+    "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
     "GaussianConfig": "config",
     "LayerConfig": "config",
@@ -67,6 +69,7 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ContractiveAutoencoder",
     "ConvConfig",
     "ConvTransposeConfig",
     "DenoisingAutoencoder",

@@ -31,6 +31,7 @@ VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
+    "ContractiveAutoencoder": "contractive",
     "DenoisingAutoencoder": "denoising",
     "SparseAutoencoder": "estimators",
     "VariationalAutoencoder": "variational",

@@ -28,6 +28,7 @@ from fastsae.image_layers import (
 from fastsae.layers import (
     ACTIVATIONS,
     BOUNDED_ACTIVATIONS,
+    OUTPUT_ACTIVATIONS,
     PENALTIES,
     GaussianConfig,
     Layer,
@@ -41,6 +42,7 @@ from fastsae.layers import (
 __all__ = [
     "ACTIVATIONS",
     "BOUNDED_ACTIVATIONS",
+    "OUTPUT_ACTIVATIONS",
     "PENALTIES",
     "Config",
     "ConvConfig",
@@ -87,7 +89,8 @@ class Config:
     n_encoder_layers : int or None
         How many of the layers lead to the code; None means half of them.
     loss : {"squared_error", "cross_entropy"}
-        ``cross_entropy`` takes the logits of a sigmoid output layer and targets in [0, 1].
+        ``cross_entropy`` takes the logits of a sigmoid output layer and targets in [0, 1], or those of a softmax
+        output layer and targets whose rows are distributions, such as one-hot labels: ``-sum_k x_k log(y_k)``.
     loss_reduction : {"ufldl", "sum", "mean"}
         Every one divides by ``W``. Squared error: ``ufldl`` is 1/2 the sum over features (CS294A), ``sum`` the
         sum, ``mean`` the mean over features. Cross-entropy: ``ufldl`` and ``sum`` are the sum over features.
@@ -108,6 +111,16 @@ class Config:
         decayed once. To a Gaussian code the weights of its means are tied.
     weight_decay : float
         lambda, >= 0.
+    contraction : float
+        lambda_c, >= 0, of the contractive penalty ``lambda_c / W sum_i w_i |J(x_i)|^2``: the squared Frobenius norm of
+        the Jacobian of the code by the input that the encoder sees (Rifai et al., ICML 2011). It needs a dense
+        encoder. One layer has it in closed form, for every activation; for several it is estimated, without bias, by
+        ``|J u|^2`` with one normal direction u for each row and step.
+    contraction_hessian : float
+        gamma, >= 0, of ``gamma / W sum_i w_i |J(x_i) - J(x_i + e_i)|^2`` with one normal e for each row and step, the
+        second-order penalty of CAE+H (Rifai et al., ECML 2011). It needs an encoder of one dense layer.
+    contraction_noise : float
+        Standard deviation of e, > 0.
     rho_hat : {"batch", "ema", "full"}
         Where the mean activation of the KL penalty is taken: over the batch; as the exponential moving average
         ``q = d q + (1 - d) batch mean`` that starts at the first batch mean (its gradient takes the slope of
@@ -140,6 +153,9 @@ class Config:
     emphasis_rest: float = 1.0
     tied: bool = False
     weight_decay: float = 1e-4
+    contraction: float = 0.0
+    contraction_hessian: float = 0.0
+    contraction_noise: float = 0.1
     rho_hat: str = "batch"
     rho_hat_decay: float = 0.99
     optimizer: str = "adam"
@@ -169,6 +185,11 @@ class Config:
         """Multiply-adds of one row's forward pass."""
         pairs = zip(self.layers, self.shapes, strict=False)
         return sum(layer.multiplications(shape) for layer, shape in pairs)
+
+    @property
+    def contraction_draws(self) -> bool:
+        """Whether the contractive penalty is estimated with random numbers."""
+        return bool(self.contraction_hessian or (self.contraction and self.code_layer > 1))
 
     @property
     def output_width(self) -> int:
@@ -222,7 +243,6 @@ class Config:
         """What the compiled engine is made from."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
-        values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
         shapes, places = self.shapes, self.places_of
         values["layers"] = [
             {**layer_core(layer, number, shapes[number - 1], self.weight_decay), "places_of": places.get(number, 0)}
@@ -271,8 +291,10 @@ class Config:
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         output = getattr(self.layers[-1], "activation", None)
-        if self.loss == "cross_entropy" and output != "sigmoid":
-            raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer, got activation {output!r}")
+        if self.loss == "cross_entropy" and output not in ("sigmoid", "softmax"):
+            raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer or softmax, got activation {output!r}")
+        if output == "softmax" and self.loss != "cross_entropy":
+            raise ValueError(f"activation='softmax' needs loss='cross_entropy', got {self.loss!r}")
         self._validate_corruption()
         check_bool("tied", self.tied)
         if self.tied:
@@ -288,6 +310,7 @@ class Config:
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)
+        self._validate_contraction()
         check_choice("rho_hat", self.rho_hat, RHO_HATS)
         check_real("rho_hat_decay", self.rho_hat_decay, 0.0, 1.0, "[)")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -323,6 +346,24 @@ class Config:
                 f"emphasis, emphasis_rest: other than 1 they need n_outputs=n_features={self.n_features}, "
                 f"got {self.output_width}"
             )
+
+    def _validate_contraction(self) -> None:
+        check_real("contraction", self.contraction, 0.0)
+        check_real("contraction_hessian", self.contraction_hessian, 0.0)
+        check_real("contraction_noise", self.contraction_noise, 0.0, math.inf, "()")
+        if not (self.contraction or self.contraction_hessian):
+            return
+        name = "contraction" if self.contraction else "contraction_hessian"
+        if not 0 < self.code_layer < len(self.layers):
+            raise ValueError(
+                f"{name}: the penalty needs layers before the code and after it, "
+                f"got {self.code_layer} and {len(self.layers) - self.code_layer}"
+            )
+        for i, layer in enumerate(self.layers[: self.code_layer]):
+            if not isinstance(layer, LayerConfig):
+                raise ValueError(f"{name}: the penalty needs a dense encoder, got layers[{i}]={type(layer).__name__}")
+        if self.contraction_hessian and self.code_layer > 1:
+            raise ValueError(f"contraction_hessian: expected an encoder of one layer, got {self.code_layer}")
 
     def _validate_layers(self) -> None:
         shape: Shape = (int(self.n_features), 1, 1)

@@ -94,7 +94,7 @@ class Engine:
 
     @property
     def noise_seed(self) -> int:
-        """Seed of all noise that steps draw: of the input's corruption and of a stochastic code."""
+        """Seed of all noise that steps draw: of the input's corruption, a stochastic code and the contraction."""
         return self._core.noise_seed
 
     @noise_seed.setter

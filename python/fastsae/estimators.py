@@ -36,6 +36,8 @@ class SparseAutoencoder(Autoencoder):
         Weight of the penalty, >= 0.
     weight_decay : float
         lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
+    contraction, contraction_hessian, contraction_noise : float
+        Penalties on the Jacobian of the code; see :class:`fastsae.ContractiveAutoencoder`.
     rho_hat : {"batch", "ema", "full"}
         Rows over which the mean activation is taken; ``full`` needs ``solver="lbfgs"`` or ``batch_size=None``.
     rho_hat_decay : float
@@ -129,6 +131,9 @@ class SparseAutoencoder(Autoencoder):
         rho: float = LayerConfig.rho,
         beta: float = LayerConfig.beta,
         weight_decay: float = Config.weight_decay,
+        contraction: float = Config.contraction,
+        contraction_hessian: float = Config.contraction_hessian,
+        contraction_noise: float = Config.contraction_noise,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,

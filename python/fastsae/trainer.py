@@ -436,6 +436,12 @@ def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_p
             f"corruption={config.corruption!r} draws fresh noise in each epoch, and solver='lbfgs' needs a cost that "
             "stays the same; use a mini-batch solver"
         )
+    if config.contraction_draws and lbfgs:
+        name = "contraction_hessian" if config.contraction_hessian else "contraction"
+        raise ValueError(
+            f"{name}={getattr(config, name)} is estimated with fresh noise in each epoch, and solver='lbfgs' needs a "
+            "cost that stays the same; use a mini-batch solver"
+        )
 
 
 def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: bool = False) -> None:
