@@ -126,11 +126,16 @@ class Softmax(Activation):
     def value(self, z: Array) -> Array:
         # The largest logit is taken off, so that no exp overflows; it cancels.
         e = np.exp(z - z.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
+        shares: Array = e / e.sum(axis=-1, keepdims=True)
+        return shares
 
     def slope(self, a: Array) -> Array:
         # The diagonal of the Jacobian; the loss that goes with it knows the whole.
         return a * (1.0 - a)
+
+    def curvature(self, a: Array) -> Array:
+        # Of that diagonal's own logit.
+        return a * (1.0 - a) * (1.0 - 2.0 * a)
 
 
 ACTIVATIONS: dict[str, Activation] = {

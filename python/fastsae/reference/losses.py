@@ -58,10 +58,12 @@ class CategoricalCrossEntropy(Loss):
 
     def value(self, x: Array, z: Array, y: Array) -> Array:
         z = z - z.max(axis=1, keepdims=True)
-        return -x * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+        losses: Array = -x * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+        return losses
 
     def delta(self, x: Array, z: Array, y: Array, slope: Array) -> Array:
-        return y * x.sum(axis=1, keepdims=True) - x
+        delta: Array = y * x.sum(axis=1, keepdims=True) - x
+        return delta
 
 
 LOSSES: dict[str, Loss] = {"squared_error": SquaredError(), "cross_entropy": CrossEntropy()}
