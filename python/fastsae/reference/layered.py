@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.config import Config, GaussianConfig, LayerConfig
-from fastsae.reference.activations import Activation, Array
+from fastsae.reference.activations import OUTPUT_ACTIVATIONS, Activation, Array
 from fastsae.reference.contraction import Contraction, contract
 from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
