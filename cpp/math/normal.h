@@ -35,8 +35,17 @@ FS_HD SinCos<float> sincos_quarter(float t) {
   return {sine, cosine};
 }
 FS_HD SinCos<double> sincos_quarter(double t) {
-  const double x = t * 1.5707963267948966;
-  return {std::sin(x), std::cos(x)};
+  // Not libm's, which on a GPU reduces any argument in memory of its own.
+  const double x = t * 1.5707963267948966, y = x * x;
+  double sine = 1.0 / 355687428096000, cosine = 1.0 / 20922789888000;
+  sine = sine * y - 1.0 / 1307674368000, cosine = cosine * y - 1.0 / 87178291200;
+  sine = sine * y + 1.0 / 6227020800, cosine = cosine * y + 1.0 / 479001600;
+  sine = sine * y - 1.0 / 39916800, cosine = cosine * y - 1.0 / 3628800;
+  sine = sine * y + 1.0 / 362880, cosine = cosine * y + 1.0 / 40320;
+  sine = sine * y - 1.0 / 5040, cosine = cosine * y - 1.0 / 720;
+  sine = sine * y + 1.0 / 120, cosine = cosine * y + 1.0 / 24;
+  sine = sine * y - 1.0 / 6, cosine = cosine * y - 1.0 / 2;
+  return {x + x * y * sine, 1.0 + y * cosine};
 }
 
 // Of 2 pi times the word's uniform, reduced in integers.

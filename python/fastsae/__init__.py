@@ -15,7 +15,7 @@ from fastsae._core import DeviceArray, DeviceError
 if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
-    from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.denoising import DenoisingAutoencoder
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         UnpoolConfig,
         UpsampleConfig,
     )
-    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
@@ -47,7 +46,7 @@ _HOMES = {
     "DenoisingAutoencoder": "denoising",
     "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
-    "GaussianConfig": "layers",
+    "GaussianConfig": "config",
     "LayerConfig": "config",
     "PoolConfig": "image_layers",
     "ReshapeConfig": "image_layers",

@@ -47,6 +47,7 @@ __all__ = [
     "Config",
     "ConvConfig",
     "ConvTransposeConfig",
+    "GaussianConfig",
     "Layer",
     "LayerConfig",
     "PoolConfig",

@@ -176,6 +176,10 @@ class GaussianConfig(Layer):
         if is_last:
             raise ValueError(f"{where[:-1]}: a Gaussian code cannot be the last layer, which makes the output")
 
+    def mirrors(self, other: Layer) -> bool:
+        """See `Layer.mirrors`."""
+        return isinstance(other, LayerConfig)
+
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
         return {name: getattr(self, name) for name in ("beta", "free_bits", "warm_up")}

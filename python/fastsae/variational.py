@@ -17,8 +17,7 @@ from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
 from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
-from fastsae.config import ACTIVATIONS, Config, Layer, LayerConfig, TrainingConfig
-from fastsae.layers import GaussianConfig
+from fastsae.config import ACTIVATIONS, Config, GaussianConfig, Layer, LayerConfig, TrainingConfig
 from fastsae.reference.random import draw, two_normals
 from fastsae.trainer import Callback
 

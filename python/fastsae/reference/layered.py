@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsae.config import Config, LayerConfig
-from fastsae.layers import GaussianConfig
+from fastsae.config import Config, GaussianConfig, LayerConfig
 from fastsae.reference.activations import OUTPUT_ACTIVATIONS, Activation, Array
 from fastsae.reference.contraction import Contraction, contract
 from fastsae.reference.corruption import corrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsae.layers import GaussianConfig
+from fastsae.config import GaussianConfig
 from fastsae.reference.activations import Array
 from fastsae.reference.random import Noise, draw, two_normals
 
