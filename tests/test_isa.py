@@ -29,16 +29,16 @@ def levels() -> list[str]:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_parity_under(level: str) -> None:
-    """The tests of test_parity.py that are marked `isa`, in a process of the level."""
+    """The tests that are marked `isa`, in a process of the level."""
     if level not in levels():
         pytest.skip(f"this processor has no {level}")
     if level == _core.isa():
-        pytest.skip(f"{level} is what test_parity.py itself runs under here")
-    script = (
-        "import sys, pytest; "
-        f"sys.exit(pytest.main([{str(Path(__file__).with_name('test_parity.py'))!r}, '-m', 'isa', '-q', "
-        "'-p', 'no:cacheprovider']))"
-    )
+        pytest.skip(f"{level} is what the tests themselves run under here")
+    here = Path(__file__)
+    marked = [str(path) for path in sorted(here.parent.glob("test_*.py")) if "@pytest.mark.isa" in path.read_text()]
+    assert str(here.with_name("test_parity.py")) in marked
+    options = [*marked, "-m", "isa", "-q", "-p", "no:cacheprovider"]
+    script = f"import sys, pytest; sys.exit(pytest.main({options!r}))"
     done = python(script, timeout=300, FASTSAE_ISA=level, OPENBLAS_CORETYPE=CORES[level])
     assert done.returncode == 0, done.stdout[-5000:]
     passed = re.search(r"(\d+) passed", done.stdout)
