@@ -280,6 +280,30 @@ def test_long_sums(rows: int, dtype: str, device: str) -> None:
     check_outputs(config, device, n=rows)
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", options.DTYPES)
+def test_bits_do_not_depend_on_threads(dtype: str) -> None:
+    config = model(
+        (1, 28, 28),
+        *(ConvConfig(8, 3, 2, 1, **KL), PoolConfig(2), UnpoolConfig(2), ConvTransposeConfig(1, 3, 2, 1, 1, **OUT)),
+        dtype=dtype,
+    )
+    X, before = data(160, 28 * 28), fastsae.get_num_threads()
+    states = []
+    try:
+        for threads in (1, 2, 5):
+            fastsae.set_num_threads(threads)
+            engine = make_engine(config, parameters_for(config), "cpu")
+            for _ in range(3):
+                engine.step(X)
+            states.append({name: engine.get(name) for name in engine.state_names()} | {"score": engine.score(X)})
+    finally:
+        fastsae.set_num_threads(before)
+    for name, value in states[0].items():
+        for other in states[1:]:
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
 def test_rows_with_gaps(device: str) -> None:
     """Images are read whole, so rows that are part of a wider array are gathered first; targets too."""
     for config in (MODELS["conv"](dtype="float64"), MODELS["reshapes in a row"](dtype="float64")):

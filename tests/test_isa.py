@@ -33,12 +33,12 @@ def test_parity_under(level: str) -> None:
     if level not in levels():
         pytest.skip(f"this processor has no {level}")
     if level == _core.isa():
-        pytest.skip(f"{level} is what those tests run under here")
-    script = (
-        "import sys, pytest; "
-        f"sys.exit(pytest.main([{str(Path(__file__).parent)!r}, '-m', 'isa', '-q', "
-        "'-p', 'no:cacheprovider']))"
-    )
+        pytest.skip(f"{level} is what the tests themselves run under here")
+    here = Path(__file__)
+    marked = [str(path) for path in sorted(here.parent.glob("test_*.py")) if "@pytest.mark.isa" in path.read_text()]
+    assert str(here.with_name("test_parity.py")) in marked
+    options = [*marked, "-m", "isa", "-q", "-p", "no:cacheprovider"]
+    script = f"import sys, pytest; sys.exit(pytest.main({options!r}))"
     done = python(script, timeout=300, FASTSAE_ISA=level, OPENBLAS_CORETYPE=CORES[level])
     assert done.returncode == 0, done.stdout[-5000:]
     passed = re.search(r"(\d+) passed", done.stdout)

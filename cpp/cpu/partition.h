@@ -39,7 +39,7 @@ struct Tiling {
       const double next_m = cut_rows ? tile_m / 2 : tile_m, next_n = cut_rows ? tile_n : tile_n / 2;
       const bool few = row_parts * col_parts < 4 && next_m * next_n * static_cast<double>(k) >= 5e5;
       const bool cheap = 30 * (1 / next_m + 1 / next_n) <= 0.12;
-      if (std::min(next_m, next_n) < kGrain || !(few || cheap)) break;
+      if ((cut_rows ? next_m : next_n) < kGrain || !(few || cheap)) break;
       (cut_rows ? row_parts : col_parts) *= 2;
     }
     return {Cut(m, row_parts, kGrain), Cut(n, col_parts, kGrain)};

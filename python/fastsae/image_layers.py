@@ -197,7 +197,7 @@ class UnpoolConfig(Layer):
         - ``max``: the value goes where the mirrored max pool found it in the same pass, and the rest is 0. The mirrored
           pool is the last one before it, of this size and with an output of the shape of this input, that no other
           unpooling mirrors. A code alone does not know the places: where the pool is part of the encoder, `decode`
-          raises and `reconstruct` works (Zeiler, Krishnan, Taylor and Fergus, 2010, "switches").
+          raises and `reconstruct` works (the "switches" of Zeiler, Taylor and Fergus, 2011).
         - ``mean``: every pixel of the window becomes ``value / size^2``, as the gradient of a mean pool does; sums are
           kept. To repeat the value itself use :class:`fastsae.UpsampleConfig`.
     """
