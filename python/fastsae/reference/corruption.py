@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.config import Config
 from fastsae.reference.activations import Array
-from fastsae.reference.random import draw, two_normals
+from fastsae.reference.random import draw, normals
 
 
 class Corrupted(NamedTuple):
@@ -45,11 +45,10 @@ def corrupt(config: Config, X: Array, numbers: ArrayLike, seed: int, epoch: int)
     if config.corruption == "none":
         return Corrupted(X, ones)
     d, level = X.shape[1], float(config.corruption_level)
-    words = draw("corruption", seed, epoch, numbers, np.arange(math.ceil(d / 4)))
     if config.corruption == "gaussian":
-        normals = np.hstack([*two_normals(words[0], words[1]), *two_normals(words[2], words[3])])[:, :d]
-        return Corrupted(X + X.dtype.type(level) * normals.astype(X.dtype), ones)
-    word = np.hstack(words)[:, :d]
+        noise = normals("corruption", seed, epoch, numbers, d)
+        return Corrupted(X + X.dtype.type(level) * noise.astype(X.dtype), ones)
+    word = np.hstack(draw("corruption", seed, epoch, numbers, np.arange(math.ceil(d / 4))))[:, :d]
     # The upper 31 bits say whether an element is corrupted, the last one to which value.
     chosen = (word >> np.uint64(1)) < np.uint64(math.floor(level * 2.0**31 + 0.5))
     low, high = (0.0, 0.0) if config.corruption == "masking" else (config.corruption_low, config.corruption_high)
