@@ -11,6 +11,7 @@
 #include "kernels/images.h"
 #include "kernels/noise.h"
 #include "kernels/sampling.h"
+#include "kernels/softmax.h"
 
 namespace fastsae {
 
@@ -68,6 +69,8 @@ template <class S>
 using ContractionKernels =
     Concat<Apply<Slopes, S, Activations>,
            TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>, Tangent<S>, TangentDelta<S>>>;
+template <class S>
+using SoftmaxKernels = TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>, SoftmaxLoss<S>>;
 
 // clang-format off: a group on a line
 template <class S>
@@ -84,6 +87,7 @@ using KernelsOf = Concat<
     NoiseKernels<S>,
     CodeKernels<S>,
     ContractionKernels<S>,
+    SoftmaxKernels<S>,
     UpdateKernels<S>>;
 // clang-format on
 

@@ -43,6 +43,7 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
+    if (i + 1 == count && layer.activation == Softmax::name) softmax_.emplace();
     const bool computes = layer.kind != "reshape", gaussian = layer.kind == "gaussian";
     if (computes) add_stage(gaussian ? heads_of(layer) : layer);
     stage_of_.push_back(computes ? depth() - 1 : kNone);
@@ -55,7 +56,12 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
     if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
   }
   dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
-  output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  if (softmax_) {
+    FS_REQUIRE(spec.loss == CrossEntropy::name, "loss='", spec.loss, "' needs another output than softmax");
+    FS_REQUIRE(output().spec().kind == "dense", "layers: softmax needs a dense output layer");
+  } else {
+    output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  }
   contraction_ = make_contraction(spec, backend);
 }
 
@@ -63,7 +69,8 @@ void Layered::add_stage(const LayerSpec& spec) {
   const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
   LayerSpec made = spec;
   made.below = depth() > 0 ? output().spec().out : spec.in;
-  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  const std::string activation = softmax_ ? Identity::name : spec.activation;  // the product leaves logits
+  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty)});
   if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
@@ -125,6 +132,7 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
   }
   corruption_.declare_scratch(scratch, rows, shadowed);
   if (contraction_) contraction_->declare_scratch(scratch, rows);
+  if (softmax_) softmax_->declare_scratch(scratch, rows);
   if (!channels_last_.back()) return;
   ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
   if (corruption_.has_emphasis())
@@ -218,7 +226,7 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || corruption_.exists() || contraction_ || stages_.size() != 2 || spec_.tied ||
+  if (!plain || corruption_.exists() || contraction_ || softmax_ || stages_.size() != 2 || spec_.tied ||
       decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
@@ -317,6 +325,13 @@ void Layered::forward_hidden(const Batch& batch) {
 
 void Layered::forward_output(const Batch& batch) {
   Stage& stage = output();
+  if (softmax_) {
+    const Tensor logits = rows_of(stage.delta, batch);
+    const Kernel kernel = stage.kernels.infer(*stage.layer->bias);
+    stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), logits, {&kernel});
+    return softmax_->delta(backend_, logits, target_of(batch), batch.weight, memory_.scalars, loss_factor(),
+                           {*stage.sums, !first_});
+  }
   const Kernel kernel = output_delta(batch);
   stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),
                        {&kernel, {*stage.sums, !first_}});

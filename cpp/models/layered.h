@@ -7,6 +7,7 @@
 #include "models/corruption.h"
 #include "models/layer.h"
 #include "models/layer_kernels.h"
+#include "models/softmax.h"
 
 namespace fastsae {
 
@@ -126,6 +127,7 @@ class Layered final : public Model {
   bool dense_rows_ = false;
   Corruption corruption_;
   OutputKernels output_{};
+  std::optional<Softmax> softmax_;            // of the output, which has no kernels then
   std::unique_ptr<Contraction> contraction_;  // of the encoder, or null
   std::vector<Parameter> parameters_;
   std::map<std::int64_t, Tensor*> spread_weights_;  // [1 x rows * positions], by positions

@@ -45,6 +45,8 @@ void Layered::run(Index from, Index to, Tensor in, Tensor out, const Work& work)
     if (stage.layer->has_weights()) {
       const Kernel kernel = stage.kernels.infer(*stage.layer->bias);
       stage.layer->forward(context, in, made, {&kernel});
+      if (softmax_ && i + 1 == depth())
+        Softmax::probabilities(backend_, made, shaped(work.losses, in.rows, 1));
     } else {
       stage.layer->forward(context, in, made, {});
     }
@@ -113,6 +115,11 @@ void Layered::score_from(Index from, Tensor in, Tensor target, Tensor output, Te
     const Tensor ordered = buffer_beside(in, shape, work);
     reorder(backend_, target, ordered, shape, true);
     target = ordered;
+  }
+  if (softmax_) {
+    const Kernel kernel = last.kernels.infer(*last.layer->bias);
+    last.layer->forward({backend_, work.layer}, in, output, {&kernel});
+    return Softmax::losses(backend_, output, target, shaped(work.losses, in.rows, 1), losses);
   }
   const Kernel kernel = output_.row_loss(*last.layer->bias, pixels(target, shape));
   if (shape.positions() == 1) {

@@ -70,10 +70,10 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ContractiveAutoencoder",
     "ConvConfig",
     "ConvTransposeConfig",
     "DenoisingAutoencoder",
-    "ContractiveAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",

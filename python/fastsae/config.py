@@ -28,6 +28,7 @@ from fastsae.image_layers import (
 from fastsae.layers import (
     ACTIVATIONS,
     BOUNDED_ACTIVATIONS,
+    OUTPUT_ACTIVATIONS,
     PENALTIES,
     GaussianConfig,
     Layer,
@@ -41,6 +42,7 @@ from fastsae.layers import (
 __all__ = [
     "ACTIVATIONS",
     "BOUNDED_ACTIVATIONS",
+    "OUTPUT_ACTIVATIONS",
     "PENALTIES",
     "Config",
     "ConvConfig",
@@ -86,7 +88,8 @@ class Config:
     n_encoder_layers : int or None
         How many of the layers lead to the code; None means half of them.
     loss : {"squared_error", "cross_entropy"}
-        ``cross_entropy`` takes the logits of a sigmoid output layer and targets in [0, 1].
+        ``cross_entropy`` takes the logits of a sigmoid output layer and targets in [0, 1], or those of a softmax
+        output layer and targets whose rows are distributions, such as one-hot labels: ``-sum_k x_k log(y_k)``.
     loss_reduction : {"ufldl", "sum", "mean"}
         Every one divides by ``W``. Squared error: ``ufldl`` is 1/2 the sum over features (CS294A), ``sum`` the
         sum, ``mean`` the mean over features. Cross-entropy: ``ufldl`` and ``sum`` are the sum over features.
@@ -287,8 +290,10 @@ class Config:
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         output = getattr(self.layers[-1], "activation", None)
-        if self.loss == "cross_entropy" and output != "sigmoid":
-            raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer, got activation {output!r}")
+        if self.loss == "cross_entropy" and output not in ("sigmoid", "softmax"):
+            raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer or softmax, got activation {output!r}")
+        if output == "softmax" and self.loss != "cross_entropy":
+            raise ValueError(f"activation='softmax' needs loss='cross_entropy', got {self.loss!r}")
         self._validate_corruption()
         check_bool("tied", self.tied)
         if self.tied:

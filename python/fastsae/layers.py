@@ -16,6 +16,8 @@ from fastsae.checks import check_choice, check_integer, check_real
 Shape = tuple[int, int, int]
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "softplus", "identity")
+#: What the last layer may have too: a softmax of each row, with ``loss="cross_entropy"``.
+OUTPUT_ACTIVATIONS = (*ACTIVATIONS, "softmax")
 #: Activations with a bounded range, for which the KL penalty has a meaning.
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 PENALTIES = ("none", "kl", "l1", "log")
@@ -68,8 +70,8 @@ class LayerConfig(Layer):
     ----------
     units : int
         Number of outputs, at least 1.
-    activation : {"sigmoid", "tanh", "relu", "softplus", "identity"}
-        The function of the pre-activation.
+    activation : {"sigmoid", "tanh", "relu", "softplus", "identity", "softmax"}
+        The function of the pre-activation. ``softmax`` is for the last layer: ``a_k = exp(z_k) / sum_j exp(z_j)``.
     penalty : {"none", "kl", "l1", "log"}
         Sparsity penalty of a hidden layer (the last layer has none), times `beta`:
 
@@ -105,7 +107,7 @@ class LayerConfig(Layer):
     def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
         """See `Layer.validate`."""
         check_integer(where + "units", self.units, 1)
-        check_penalty(self, where, is_last)
+        check_penalty(self, where, is_last, OUTPUT_ACTIVATIONS if is_last else ACTIVATIONS)
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -179,9 +181,9 @@ class GaussianConfig(Layer):
         return {name: getattr(self, name) for name in ("beta", "free_bits", "warm_up")}
 
 
-def check_penalty(layer: Any, where: str, is_last: bool) -> None:
+def check_penalty(layer: Any, where: str, is_last: bool, activations: tuple[str, ...] = ACTIVATIONS) -> None:
     """Check activation, penalty and weight decay of a layer with weights."""
-    check_choice(where + "activation", layer.activation, ACTIVATIONS)
+    check_choice(where + "activation", layer.activation, activations)
     check_choice(where + "penalty", layer.penalty, PENALTIES)
     check_real(where + "beta", layer.beta, 0.0)
     check_real(where + "rho", layer.rho, 0.0, 1.0, "()")

@@ -435,6 +435,7 @@ def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_p
         raise ValueError(
             f"corruption={config.corruption!r} draws fresh noise in each epoch, and solver='lbfgs' needs a cost that "
             "stays the same; use a mini-batch solver"
+        )
     if config.contraction_draws and lbfgs:
         name = "contraction_hessian" if config.contraction_hessian else "contraction"
         raise ValueError(

@@ -57,8 +57,8 @@ class VariationalAutoencoder(Autoencoder):
     beta : float
         Weight of the divergence in training, >= 0 (Higgins et al., beta-VAE, 2017). Scores are those of beta = 1.
     free_bits : float
-        Nats that each latent's divergence costs at least, >= 0, so that it may as well use them (Kingma et al., Improved
-        variational inference with inverse autoregressive flow, 2016).
+        Nats that each latent's divergence costs at least, >= 0, so that it may as well use them (Kingma et al.,
+        Improved variational inference with inverse autoregressive flow, 2016).
     warm_up : float
         Epochs over which the divergence's weight rises linearly from 0; 0 has it whole from the start.
     weight_decay : float

@@ -118,6 +118,26 @@ class Identity(Activation):
         return np.zeros_like(a)
 
 
+class Softmax(Activation):
+    """``exp(z_k) / sum_j exp(z_j)`` over each row, for an output layer (Bridle 1990)."""
+
+    low, high = 0.0, 1.0
+
+    def value(self, z: Array) -> Array:
+        # The largest logit is taken off, so that no exp overflows; it cancels.
+        e = np.exp(z - z.max(axis=-1, keepdims=True))
+        shares: Array = e / e.sum(axis=-1, keepdims=True)
+        return shares
+
+    def slope(self, a: Array) -> Array:
+        # The diagonal of the Jacobian; the loss that goes with it knows the whole.
+        return a * (1.0 - a)
+
+    def curvature(self, a: Array) -> Array:
+        # Of that diagonal's own logit.
+        return a * (1.0 - a) * (1.0 - 2.0 * a)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
@@ -125,3 +145,5 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Softplus(),
     "identity": Identity(),
 }
+#: With what the last layer may have too.
+OUTPUT_ACTIVATIONS: dict[str, Activation] = {**ACTIVATIONS, "softmax": Softmax()}

@@ -9,31 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from numpy.typing import ArrayLike
-
 from fastsae.config import Config
 from fastsae.reference.activations import ACTIVATIONS, Activation, Array
-from fastsae.reference.random import normals
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """Where a step's random numbers come from.
-
-    Attributes
-    ----------
-    seed, epoch : int
-    numbers : array [N]
-        Which row of the data set each one is.
-    """
-
-    seed: int
-    epoch: int
-    numbers: ArrayLike
-
-    def normals(self, stream: str, like: Array) -> Array:
-        """Standard normals in the shape and type of `like` [N, columns]."""
-        return normals(stream, self.seed, self.epoch, self.numbers, like.shape[1]).astype(like.dtype)
+from fastsae.reference.random import Noise
 
 
 @dataclasses.dataclass

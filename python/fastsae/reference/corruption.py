@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastsae.config import Config
 from fastsae.reference.activations import Array
-from fastsae.reference.random import draw, normals
+from fastsae.reference.random import Noise, draw
 
 
-class Corrupted(NamedTuple):
-    """The input of a step.
-
-    Attributes
-    ----------
-    x : array [N, d]
-    weight : array [N, d]
-        Weights of the elements of the loss.
-    """
-
-    x: Array
-    weight: Array
-
-
-def corrupt(config: Config, X: Array, numbers: ArrayLike, seed: int, epoch: int) -> Corrupted:
+def corrupt(config: Config, X: Array, target: Array, noise: Noise) -> tuple[Array, Array]:
     """`X` [N, d] with the noise of its rows.
 
     One draw gives four words. The columns are cut into four runs of ``ceil(d / 4)``, of which the last ones may be
@@ -37,21 +21,30 @@ def corrupt(config: Config, X: Array, numbers: ArrayLike, seed: int, epoch: int)
     ----------
     config : Config
     X : array [N, d]
-    numbers : array of int [N]
-        Which row of the data set each one is.
-    seed, epoch : int
+    target : array [N, outputs]
+    noise : Noise
+
+    Returns
+    -------
+    x : array [N, d]
+        The input of the step.
+    weight : array [N, outputs]
+        Weights of the elements of the loss.
     """
-    ones = np.ones_like(X)
+    ones = np.ones_like(target)
     if config.corruption == "none":
-        return Corrupted(X, ones)
+        return X, ones
     d, level = X.shape[1], float(config.corruption_level)
     if config.corruption == "gaussian":
-        noise = normals("corruption", seed, epoch, numbers, d)
-        return Corrupted(X + X.dtype.type(level) * noise.astype(X.dtype), ones)
-    word = np.hstack(draw("corruption", seed, epoch, numbers, np.arange(math.ceil(d / 4))))[:, :d]
+        return X + X.dtype.type(level) * noise.normals("corruption", X), ones
+    words = draw("corruption", noise.seed, noise.epoch, noise.numbers, np.arange(math.ceil(d / 4)))
+    word = np.hstack(words)[:, :d]
     # The upper 31 bits say whether an element is corrupted, the last one to which value.
     chosen = (word >> np.uint64(1)) < np.uint64(math.floor(level * 2.0**31 + 0.5))
     low, high = (0.0, 0.0) if config.corruption == "masking" else (config.corruption_low, config.corruption_high)
     replacement = np.where(word & np.uint64(1), X.dtype.type(high), X.dtype.type(low))
+    x = np.where(chosen, replacement, X)
+    if config.emphasis == config.emphasis_rest == 1:
+        return x, ones
     weight = np.where(chosen, X.dtype.type(config.emphasis), X.dtype.type(config.emphasis_rest))
-    return Corrupted(np.where(chosen, replacement, X), weight)
+    return x, weight

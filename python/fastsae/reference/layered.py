@@ -8,20 +8,33 @@ Layers are numbered 1 ... L. Layer l computes ``z_l = a_{l-1} W_l' + b_l`` and `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
 from fastsae.layers import GaussianConfig
-from fastsae.reference.activations import ACTIVATIONS, Activation, Array
-from fastsae.reference.corruption import Corrupted, corrupt
-from fastsae.reference.contraction import Contraction, Noise, contract
+from fastsae.reference.activations import OUTPUT_ACTIVATIONS, Activation, Array
+from fastsae.reference.contraction import Contraction, contract
+from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
-from fastsae.reference.losses import LOSSES, factor
+from fastsae.reference.losses import Loss, factor, loss_of
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
+from fastsae.reference.random import Noise
 from fastsae.reference.variational import GaussianCode
+
+
+class _Batch(NamedTuple):
+    """What a step knows of its rows."""
+
+    x: Array  # [N, d] as the first layer reads it
+    target: Array  # [N, outputs]
+    weight: Array  # [N, outputs] of the elements of the loss
+    share: Array  # [N]
+    noise: Noise
+    layers: list[tuple[Array, Array]]  # (z, a) of every layer
 
 
 class Layered:
@@ -101,13 +114,18 @@ class Layered:
         """The reconstruction [N, d] of `X` [N, d]."""
         return self.forward(X)[-1][1]
 
-    def row_losses(self, X: ArrayLike) -> Array:
-        """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
-        X = np.asarray(X, self.dtype)
-        return self._row_losses(X, self.forward(X), np.ones_like(X))
+    def row_losses(self, X: ArrayLike, targets: ArrayLike | None = None) -> Array:
+        """Loss of each row of `X` [N, d] against `targets` [N, outputs] or X, reduced over features: [N]."""
+        target = np.asarray(X if targets is None else targets, self.dtype)
+        return self._row_losses(target, self.forward(X)[-1], np.ones_like(target))
 
     def evaluate(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
     ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
@@ -116,6 +134,8 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        targets : array [N, outputs], optional
+            What the output should be; None means X.
         numbers : array of int [N], optional
             Which row of the data set each one is: its noise. None means 0, 1, ...
 
@@ -124,17 +144,19 @@ class Layered:
         dict
             ``reconstruction``, ``penalty``, ``decay`` and their sum ``loss``.
         """
-        X = np.asarray(X, self.dtype)
-        share = self._share(len(X), sample_weight)
-        noisy = self._corrupt(X, numbers)
-        layers = self._forward_in_training(noisy.x, numbers)
-        penalties = [self._penalty(number, layers[number - 1][1], share)[0] for number in range(1, self.depth)]
-        contraction = self._contraction(noisy.x, layers, share, numbers)
-        codes = [self._code_cost(number, layers[number - 1][0], share)[0] for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers, noisy.weight), share, sum(penalties + codes, contraction.value))
+        batch = self._batch(X, sample_weight, targets, numbers)
+        penalty = self._contraction(batch).value
+        for number, (z, a) in enumerate(batch.layers[:-1], start=1):
+            penalty += self._penalty(number, a, batch.share)[0] + self._code_cost(number, z, batch.share)[0]
+        return self._parts(batch, penalty)
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -144,8 +166,7 @@ class Layered:
         Parameters
         ----------
         X : array [N, d]
-        sample_weight : array [N], optional
-        numbers : array of int [N], optional
+        sample_weight, targets, numbers : optional
             As for `evaluate`.
 
         Returns
@@ -155,20 +176,20 @@ class Layered:
         gradients : dict of str to array
             Shaped as `parameters`.
         """
-        X = np.asarray(X, self.dtype)
-        noisy = self._corrupt(X, numbers)
-        share = self._share(len(X), sample_weight)
-        return self._backward(X, noisy, self._forward_in_training(noisy.x, numbers), share, numbers)
+        return self._backward(self._batch(X, sample_weight, targets, numbers))
 
     def step(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None, *, numbers: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
     ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
-        X = np.asarray(X, self.dtype)
-        share = self._share(len(X), sample_weight)
-        noisy = self._corrupt(X, numbers)
-        layers = self._forward_in_training(noisy.x, numbers)
-        parts, gradients = self._backward(X, noisy, layers, share, numbers)
+        batch = self._batch(X, sample_weight, targets, numbers)
+        share, layers = batch.share, batch.layers
+        parts, gradients = self._backward(batch)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -185,25 +206,28 @@ class Layered:
                 state[name] = moment
         return parts
 
-    def _backward(
-        self,
-        X: Array,
-        noisy: Corrupted,
-        layers: list[tuple[Array, Array]],
-        share: Array,
-        numbers: ArrayLike | None,
-    ) -> tuple[dict[str, float], dict[str, Array]]:
-        config = self.config
+    def _batch(
+        self, X: ArrayLike, sample_weight: ArrayLike | None, targets: ArrayLike | None, numbers: ArrayLike | None
+    ) -> _Batch:
+        X = np.asarray(X, self.dtype)
+        target = X if targets is None else np.asarray(targets, self.dtype)
+        noise = Noise(self.noise_seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
+        x, weight = corrupt(self.config, X, target, noise)
+        layers = self._run(x, range(1, self.depth + 1), noise)
+        return _Batch(x, target, weight, self._share(len(X), sample_weight), noise, layers)
+
+    def _backward(self, batch: _Batch) -> tuple[dict[str, float], dict[str, Array]]:
+        config, share, layers = self.config, batch.share, batch.layers
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        contraction = self._contraction(noisy.x, layers, share, numbers)
+        contraction = self._contraction(batch)
         penalty = contraction.value
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        slope = LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
-        delta = share[:, None] * scale * noisy.weight * slope
+        scale = factor(config.loss, config.loss_reduction, config.output_width)
+        slope = self._loss().delta(batch.target, z, y, self._activation(self.depth).slope(y))
+        delta: Array = share[:, None] * scale * batch.weight * slope
         for number in range(self.depth, 0, -1):
-            below = layers[number - 2][1] if number > 1 else noisy.x
+            below = layers[number - 2][1] if number > 1 else batch.x
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
                 turned = self._is_tied(number) and self.ops[number - 1].transposes_tied
@@ -228,13 +252,10 @@ class Layered:
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
-        return self._parts(self._row_losses(X, layers, noisy.weight), share, penalty), gradients
+        return self._parts(batch, penalty), gradients
 
-    def _contraction(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array, numbers: ArrayLike | None
-    ) -> Contraction:
-        noise = Noise(self.noise_seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
-        return contract(self.config, self.parameters, X, layers, share, noise)
+    def _contraction(self, batch: _Batch) -> Contraction:
+        return contract(self.config, self.parameters, batch.x, batch.layers, batch.share, batch.noise)
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
@@ -283,12 +304,13 @@ class Layered:
         """Values of the output of layer `number`, which has weights, as [N, channels, positions]."""
         return values.reshape(len(values), len(self.parameters[f"b{number}"]), -1)
 
-    def _parts(self, row_losses: Array, share: Array, penalty: float) -> dict[str, float]:
+    def _parts(self, batch: _Batch, penalty: float) -> dict[str, float]:
         decay = 0.0
         if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 decay += self._decay(name) / 2.0 * float((self.parameters[name] ** 2).sum())
-        reconstruction = float(share @ row_losses)
+        losses = self._row_losses(batch.target, batch.layers[-1], batch.weight)
+        reconstruction = float(batch.share @ losses)
         return {
             "reconstruction": reconstruction,
             "penalty": penalty,
@@ -296,21 +318,16 @@ class Layered:
             "loss": reconstruction + penalty + decay,
         }
 
-    def _corrupt(self, X: Array, numbers: ArrayLike | None) -> Corrupted:
-        rows = np.arange(len(X)) if numbers is None else numbers
-        return corrupt(self.config, X, rows, self.noise_seed, self.epoch)
-
-    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]], weight: Array) -> Array:
-        config = self.config
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        losses: Array = scale * (weight * LOSSES[config.loss].value(X, *layers[-1])).sum(axis=1)
+    def _row_losses(self, target: Array, output: tuple[Array, Array], weight: Array) -> Array:
+        scale = factor(self.config.loss, self.config.loss_reduction, self.config.output_width)
+        losses: Array = scale * (weight * self._loss().value(target, *output)).sum(axis=1)
         return losses
 
-    def _forward_in_training(self, X: Array, rows: ArrayLike | None) -> list[tuple[Array, Array]]:
-        """As `forward`, with the noise of these rows of the data set."""
-        return self._run(X, range(1, self.depth + 1), np.arange(len(X)) if rows is None else rows)
+    def _loss(self) -> Loss:
+        return loss_of(self.config.loss, self._layer(self.depth).activation)
 
-    def _run(self, X: ArrayLike, numbers: range, rows: ArrayLike | None = None) -> list[tuple[Array, Array]]:
+    def _run(self, X: ArrayLike, numbers: range, noise: Noise | None = None) -> list[tuple[Array, Array]]:
+        """``(z, a)`` of the layers of those numbers, with noise as in training or without."""
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
@@ -322,7 +339,7 @@ class Layered:
             if code is None:
                 a = self._activation(number).value(z)
             else:
-                a = code.mean(z) if rows is None else code.sample(z, self.noise_seed, self.epoch, rows)
+                a = code.mean(z) if noise is None else code.sample(z, noise)
             layers.append((z, a))
         return layers
 
@@ -338,7 +355,7 @@ class Layered:
         return self.config.layers[number - 1]  # type: ignore[return-value]
 
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
+        return OUTPUT_ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
 
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters

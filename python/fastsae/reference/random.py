@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -59,3 +61,23 @@ def normals(stream: str, seed: int, epoch: int, rows: ArrayLike, n_columns: int)
     a, b, c, d = draw(stream, seed, epoch, rows, np.arange(-(-n_columns // 4)))
     runs: Array = np.concatenate([*two_normals(a, b), *two_normals(c, d)], axis=1)
     return runs[:, :n_columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Where a step's random numbers come from.
+
+    Attributes
+    ----------
+    seed, epoch : int
+    numbers : array [N]
+        Which row of the data set each one is.
+    """
+
+    seed: int
+    epoch: int
+    numbers: ArrayLike
+
+    def normals(self, stream: str, like: Array) -> Array:
+        """Standard normals in the shape and type of `like` [N, columns]."""
+        return normals(stream, self.seed, self.epoch, self.numbers, like.shape[1]).astype(like.dtype)

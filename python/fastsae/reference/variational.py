@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastsae.layers import GaussianConfig
 from fastsae.reference.activations import Array
-from fastsae.reference.random import draw, two_normals
+from fastsae.reference.random import Noise, draw, two_normals
 
 #: Where the log-variance is clamped. Outside, slopes are those at the bound, so that it comes back.
 LOG_VARIANCE = (-30.0, 20.0)
@@ -32,11 +31,11 @@ class GaussianCode:
         """v, [N, units]."""
         return np.clip(moments[:, self.layer.units :], *LOG_VARIANCE)
 
-    def sample(self, moments: Array, seed: int, epoch: int, rows: ArrayLike) -> Array:
-        """``z = mu + exp(v/2) eps``; `rows` [N] are numbers in the data set."""
-        words = draw("code", seed, epoch, rows, np.arange(self.layer.units))
-        noise = two_normals(words[0], words[1])[0].astype(moments.dtype)
-        z: Array = self.mean(moments) + np.exp(self.log_variance(moments) / 2) * noise
+    def sample(self, moments: Array, noise: Noise) -> Array:
+        """``z = mu + exp(v/2) eps``."""
+        words = draw("code", noise.seed, noise.epoch, noise.numbers, np.arange(self.layer.units))
+        eps = two_normals(words[0], words[1])[0].astype(moments.dtype)
+        z: Array = self.mean(moments) + np.exp(self.log_variance(moments) / 2) * eps
         return z
 
     def divergence(self, moments: Array) -> Array:
