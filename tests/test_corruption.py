@@ -419,6 +419,10 @@ def test_evaluation_has_the_noise_of_the_epoch(device: str) -> None:
         ({"corruption": "gaussian", "emphasis_rest": 0.0}, "emphasis, emphasis_rest: .* need corruption"),
         ({"corruption": "masking", "emphasis": 0, "emphasis_rest": 0}, "one of them above 0"),
         ({"corruption": "masking", "emphasis": -1}, "emphasis: expected a number"),
+        (
+            {"corruption": "masking", "emphasis": 2, "loss": "cross_entropy", "layers": (LayerConfig(D, "softmax"),)},
+            "not softmax's",
+        ),
         ({"corruption": "masking", "emphasis": 2, "n_outputs": 3, "layers": (LayerConfig(3),)}, "need n_outputs"),
     ],
 )
