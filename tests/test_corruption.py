@@ -33,8 +33,10 @@ from tolerances import EPS, FLOAT64
 import fastsae
 from fastsae import Config, Engine, LayerConfig
 from fastsae import config as options
+from fastsae.image_layers import ConvConfig, PoolConfig, ReshapeConfig, UpsampleConfig
+from fastsae.layers import GaussianConfig
 from fastsae.reference.corruption import corrupt
-from fastsae.reference.random import draw, philox, two_normals, uniform
+from fastsae.reference.random import Noise, draw, philox, two_normals, uniform
 
 KINDS = options.CORRUPTIONS[1:]
 
@@ -131,7 +133,7 @@ def test_noise_of_the_reference(kind: str, shape: tuple[int, int], dtype: str, d
     X, numbers = rows(*shape, dtype), np.random.default_rng(2).integers(0, 2**45, shape[0])
     config = config_of(kind, dtype=dtype, corruption_low=-1.0, corruption_high=0.7)
     actual = noisy(config, X, device, 12345, 6, numbers=numbers)
-    expected = corrupt(config, X.astype(dtype), numbers, 12345, 6).x
+    expected, _ = corrupt(config, X, X, Noise(12345, 6, numbers))
     if kind == "gaussian":
         # |normal| < 7; its radius and angle are each a few roundings in float32, where the angle ends in a product.
         np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT64 if dtype == "float64" else 32 * EPS[dtype])
@@ -278,6 +280,47 @@ def test_deep_models(kind: str, tied: bool, dtype: str, device: str) -> None:
     check_training(config, device, steps=10)
 
 
+SHAPE = (2, 4, 6)
+COMPOSED: dict[str, dict[str, Any]] = {
+    "images": {
+        "n_features": 48,
+        "input_shape": SHAPE,
+        "layers": (
+            ConvConfig(3, padding=1, activation="tanh", penalty="kl", beta=0.2, rho=0.4),
+            PoolConfig(2, "mean"),
+            UpsampleConfig(2),
+            ConvConfig(2, padding=1, activation="sigmoid"),
+        ),
+    },
+    "images from a vector": {
+        "n_features": 48,
+        "layers": (
+            LayerConfig(24, "tanh"),
+            ReshapeConfig((4, 2, 3)),
+            UpsampleConfig(2),
+            ConvConfig(2, padding=1, activation="identity"),
+        ),
+    },
+    "a Gaussian code": {"layers": (LayerConfig(6, "tanh"), GaussianConfig(3), LayerConfig(D)), "n_encoder_layers": 2},
+    "contraction": {"layers": (LayerConfig(5, "tanh"), LayerConfig(D)), "contraction": 0.3, "contraction_hessian": 0.2},
+}
+
+
+@pytest.mark.parametrize("dtype", options.DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", COMPOSED)
+def test_composed_models(model: str, kind: str, dtype: str, device: str) -> None:
+    """Noise and emphasis are those of the rows as the user has them, one channel after the other."""
+    rest = {} if kind == "gaussian" else {"emphasis": 1.5, "emphasis_rest": 0.5}
+    options_of = {"n_features": D, "learning_rate": 0.01, **COMPOSED[model], **rest}
+    config = Config(corruption=kind, dtype=dtype, **options_of)
+    check_gradient(config, device, weighted=True)
+    check_gradient(config, device, weighted=True, full_batch_rows=4)
+    check_training(config, device, steps=10)
+    engine = make_engine(config, parameters_for(config), device)
+    assert fastsae.check_gradient(engine, data(N, config.n_features)) < 1e-9
+
+
 @pytest.mark.parametrize("dtype", options.DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes(kind: str, dtype: str, device: str) -> None:
@@ -301,7 +344,7 @@ def test_epochs_of_batches(kind: str, dtype: str, device: str) -> None:
             twin.noise_seed, twin.epoch = 77, epoch
             for first in range(0, 23, 5):
                 batch = order[first : first + 5]
-                twin.step(X[batch], w[batch], batch)
+                twin.step(X[batch], w[batch], numbers=batch)
     for name in parameters:
         assert_near(name, engine.get(name), *(twin.parameters[name] for twin in twins), dtype, trained=True)
 
@@ -329,13 +372,13 @@ def test_finite_differences_of_the_reference(case: dict[str, Any]) -> None:
     config = two_layers("tanh", "kl", dtype="float64", **case)
     model, step = make_reference(config, parameters_for(config), "float64"), 1e-4
     X, w, numbers = data(N, D), weights_for(N), np.arange(N)[::-1] * 3
-    gradients = model.value_and_gradient(X, w, numbers)[1]
+    gradients = model.value_and_gradient(X, w, numbers=numbers)[1]
     for name, gradient in gradients.items():
         costs = []
         for sign in (1, -1):
             moved = copy.deepcopy(model)
             moved.parameters[name].flat[1] += sign * step
-            costs.append(moved.evaluate(X, w, numbers)["loss"])
+            costs.append(moved.evaluate(X, w, numbers=numbers)["loss"])
         assert (costs[0] - costs[1]) / (2 * step) == pytest.approx(gradient.flat[1], rel=1e-6, abs=1e-8)
 
 
@@ -376,6 +419,10 @@ def test_evaluation_has_the_noise_of_the_epoch(device: str) -> None:
         ({"corruption": "gaussian", "emphasis_rest": 0.0}, "emphasis, emphasis_rest: .* need corruption"),
         ({"corruption": "masking", "emphasis": 0, "emphasis_rest": 0}, "one of them above 0"),
         ({"corruption": "masking", "emphasis": -1}, "emphasis: expected a number"),
+        (
+            {"corruption": "masking", "emphasis": 2, "loss": "cross_entropy", "layers": (LayerConfig(D, "softmax"),)},
+            "not softmax's",
+        ),
         ({"corruption": "masking", "emphasis": 2, "n_outputs": 3, "layers": (LayerConfig(3),)}, "need n_outputs"),
     ],
 )

@@ -15,6 +15,7 @@ import fastsae
 from fastsae import Config, DenoisingAutoencoder, Engine, LayerConfig, SparseAutoencoder, sweep, trainer
 from fastsae.config import CORRUPTIONS
 from fastsae.reference.corruption import corrupt
+from fastsae.reference.random import Noise
 
 KINDS = CORRUPTIONS[1:]
 
@@ -153,7 +154,7 @@ def test_it_removes_noise(kind: str) -> None:
     clean = 1 / (1 + np.exp(-rng.normal(size=(3000, 3)) @ rng.normal(size=(3, 30))))
     train, test = clean[:2000], clean[2000:]
     config = Config(30, (LayerConfig(30),), corruption=kind, corruption_level=0.3)
-    corrupted = corrupt(config, test, np.arange(1000), 99, 0).x
+    corrupted, _ = corrupt(config, test, test, Noise(99, 0, np.arange(1000)))
     common = {"n_hidden": 20, "max_epochs": 60, "batch_size": 50, "learning_rate": 0.01, "weight_decay": 0.0}
     errors = {
         name: float(((make(corruption=name, **common).fit(train).reconstruct(corrupted) - test) ** 2).mean())

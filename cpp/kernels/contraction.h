@@ -92,40 +92,6 @@ struct ContractedGradient {
   }
 };
 
-// Adds normal noise to rows. One call of the generator gives four numbers, and a row is cut into four runs of columns:
-// the pass goes over the first run and writes the others on the way; the last may be shorter.
-template <class S>
-struct AddNormals {
-  using Scalar = S;
-  static constexpr bool epilogue = false;
-  static constexpr Pass pass = Pass::each;
-  static constexpr int sums = 0;
-  View<S> values;  // [rows x cols]
-  std::int64_t cols, run;
-  Stream stream;
-  double variance;
-  const S* weight;        // [rows] whose share of the total multiplies the variance; null: nothing does
-  const double* numbers;  // [rows] in the data set
-  const StepScalars* step;
-  double seed = 0, epoch = 0;
-  FS_HD void load() {
-    seed = step->seed;
-    epoch = step->epoch;
-    if (weight != nullptr) variance *= step->inverse_total;
-  }
-  FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S*) const {
-    const S deviation =
-        static_cast<S>(square_root(variance * (weight == nullptr ? 1.0 : static_cast<double>(weight[row]))));
-    const Random4 random = draw(stream, seed, epoch, numbers[row], col);
-    const TwoNormals<S> a = two_normals<S>(random.word[0], random.word[1]);
-    const TwoNormals<S> b = two_normals<S>(random.word[2], random.word[3]);
-    if (col + run < cols) values(row, col + run) += deviation * a.second;
-    if (col + 2 * run < cols) values(row, col + 2 * run) += deviation * b.first;
-    if (col + 3 * run < cols) values(row, col + 3 * run) += deviation * b.second;
-    return z + deviation * a.first;
-  }
-};
-
 // The tangent t = f' v of a layer from v = W t_below; keeps what its way back adds to the delta of z. Sums t^2.
 template <class S>
 struct Tangent {

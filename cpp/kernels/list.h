@@ -62,13 +62,13 @@ using RowLossKernels =
 template <class S>
 using ImageKernels = TypeList<MaxPool<S>, TakeMaxima<S>, PutMaxima<S>, SumWindows<S>, SpreadWindows<S>>;
 template <class S>
-using NoiseKernels = TypeList<Replace<S>, AddNormal<S>>;
+using NoiseKernels = TypeList<Replace<S>, AddNormals<S, false>, AddNormals<S, true>>;
 template <class S>
 using CodeKernels = TypeList<SampleCode<S>, CodeCost<S>, CodeDelta<S>, ClampMoments<S>>;
 template <class S>
 using ContractionKernels =
-    Concat<Apply<Slopes, S, Activations>, TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>,
-                                                   AddNormals<S>, Tangent<S>, TangentDelta<S>>>;
+    Concat<Apply<Slopes, S, Activations>,
+           TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>, Tangent<S>, TangentDelta<S>>>;
 template <class S>
 using SoftmaxKernels = TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>, SoftmaxLoss<S>>;
 

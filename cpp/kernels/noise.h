@@ -10,14 +10,15 @@
 
 namespace fastsae {
 
-// What is drawn, and the rows it comes from and goes to.
+// What is drawn, and the rows it comes from and goes to, which may be the same.
 template <class S>
 struct Noise {
-  View<const S> clean;    // [rows x cols]
-  View<S> noisy;          // [rows x cols]
+  View<const S> clean;  // [rows x cols]
+  View<S> noisy;        // [rows x cols]
+  std::int64_t cols, run;
+  Stream stream;
   const double* numbers;  // [rows] in the data set
   const StepScalars* step;
-  std::int64_t cols, run;
   double seed = 0, epoch = 0;
 
   FS_HD void load() {
@@ -25,7 +26,7 @@ struct Noise {
     epoch = step->epoch;
   }
   FS_HD Random4 words(std::int64_t row, std::int64_t col) const {
-    return draw(Stream::corruption, seed, epoch, numbers[row], col);
+    return draw(stream, seed, epoch, numbers[row], col);
   }
 };
 
@@ -60,30 +61,32 @@ struct Replace {
   }
 };
 
-// x + deviation * standard normal.
-template <class S>
-struct AddNormal {
+// Adds normal numbers of a variance, which a row's share of the total weight multiplies if they are weighted.
+template <class S, bool weighted>
+struct AddNormals {
   using Scalar = S;
   static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
   Noise<S> noise;
-  S deviation;
-  FS_HD void load() { noise.load(); }
+  double variance;
+  const S* weight;  // [rows]
+  S scale = 0;
+  FS_HD void load() {
+    noise.load();
+    scale = static_cast<S>(square_root(variance * (weighted ? noise.step->inverse_total : 1.0)));
+  }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S, S*) const {
+    S deviation = scale;
+    if constexpr (weighted) deviation *= square_root(weight[row]);
     const Random4 words = noise.words(row, col);
     const TwoNormals<S> early = two_normals<S>(words.word[0], words.word[1]);
     const TwoNormals<S> late = two_normals<S>(words.word[2], words.word[3]);
     const std::int64_t col1 = col + noise.run, col2 = col1 + noise.run, col3 = col2 + noise.run;
-    if (col1 < noise.cols) noise.noisy(row, col1) = value(row, col1, early.second);
-    if (col2 < noise.cols) noise.noisy(row, col2) = value(row, col2, late.first);
-    if (col3 < noise.cols) noise.noisy(row, col3) = value(row, col3, late.second);
-    return value(row, col, early.first);
-  }
-
- private:
-  FS_HD S value(std::int64_t row, std::int64_t col, S normal) const {
-    return noise.clean(row, col) + deviation * normal;
+    if (col1 < noise.cols) noise.noisy(row, col1) = noise.clean(row, col1) + deviation * early.second;
+    if (col2 < noise.cols) noise.noisy(row, col2) = noise.clean(row, col2) + deviation * late.first;
+    if (col3 < noise.cols) noise.noisy(row, col3) = noise.clean(row, col3) + deviation * late.second;
+    return noise.clean(row, col) + deviation * early.first;
   }
 };
 

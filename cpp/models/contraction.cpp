@@ -27,15 +27,12 @@ void add_normals(Backend& backend, const Tensor& values, const Contraction::Pass
   const Tensor first_run{values.data, values.rows, run, values.stride, values.dtype};
   with_scalar(values.dtype, [&](auto s) {
     using S = decltype(s);
-    const AddNormals<S> add{values.view<S>(),
-                            values.cols,
-                            run,
-                            stream,
-                            variance,
-                            weighted ? pass.batch.weight.as<S>() : nullptr,
-                            pass.batch.numbers.as<double>(),
-                            pass.step.scalars};
-    backend.map(first_run, as_kernel(add), {});
+    const Noise<S> noise{values.view<const S>(),          values.view<S>(), values.cols, run, stream,
+                         pass.batch.numbers.as<double>(), pass.step.scalars};
+    if (weighted)
+      backend.map(first_run, as_kernel(AddNormals<S, true>{noise, variance, pass.batch.weight.as<S>()}), {});
+    else
+      backend.map(first_run, as_kernel(AddNormals<S, false>{noise, variance, nullptr}), {});
   });
 }
 

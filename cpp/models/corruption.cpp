@@ -29,11 +29,16 @@ void Corruption::draw(Backend& backend, const Batch& batch, const StepScalars* s
   first_run.cols = (n_features_ + 3) / 4;
   with_scalar(dtype_, [&](auto s) {
     using S = decltype(s);
-    const Noise<S> noise{
-        batch.x.view<const S>(), drawn.view<S>(), batch.numbers.as<double>(), step, n_features_,
-        first_run.cols};
+    const Noise<S> noise{batch.x.view<const S>(),
+                         drawn.view<S>(),
+                         n_features_,
+                         first_run.cols,
+                         Stream::corruption,
+                         batch.numbers.as<double>(),
+                         step};
     if (spec_.kind == "gaussian")
-      return backend.map(first_run, as_kernel(AddNormal<S>{noise, static_cast<S>(spec_.level)}), {});
+      return backend.map(first_run,
+                         as_kernel(AddNormals<S, false>{noise, spec_.level * spec_.level, nullptr}), {});
     const bool masks = spec_.kind == "masking";
     const View<S> weight = has_emphasis() ? emphasis(batch).view<S>() : View<S>{nullptr, 0};
     const Replace<S> replace{noise,

@@ -59,6 +59,7 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
   if (softmax_) {
     FS_REQUIRE(spec.loss == CrossEntropy::name, "loss='", spec.loss, "' needs another output than softmax");
     FS_REQUIRE(output().spec().kind == "dense", "layers: softmax needs a dense output layer");
+    FS_REQUIRE(!corruption_.has_emphasis(), "emphasis needs another output than softmax");
   } else {
     output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
   }

@@ -341,6 +341,8 @@ class Config:
             )
         if self.emphasis == self.emphasis_rest == 0:
             raise ValueError("emphasis, emphasis_rest: expected one of them above 0, else nothing is learned")
+        if getattr(self.layers[-1], "activation", None) == "softmax":
+            raise ValueError("emphasis, emphasis_rest: other than 1 they need a loss of single elements, not softmax's")
         if self.output_width != self.n_features:
             raise ValueError(
                 f"emphasis, emphasis_rest: other than 1 they need n_outputs=n_features={self.n_features}, "

@@ -40,6 +40,8 @@ class ContractiveAutoencoder(SparseAutoencoder):
         decoder grows.
     weight_decay : float
         lambda, >= 0; none by default.
+    corruption, corruption_level, corruption_low, corruption_high, emphasis, emphasis_rest
+        Noise on what the model reads in training; none by default. See :class:`fastsae.DenoisingAutoencoder`.
     penalty, rho, beta, rho_hat, rho_hat_decay
         Sparsity of the hidden layer; none by default.
     activation, output_activation, loss_reduction, solver, learning_rate, momentum, beta1, beta2, epsilon, batch_size, \
@@ -69,6 +71,12 @@ random_state, checkpoint, checkpoint_every, callback, verbose
         contraction: float = 0.1,
         contraction_hessian: float = Config.contraction_hessian,
         contraction_noise: float = Config.contraction_noise,
+        corruption: str = Config.corruption,
+        corruption_level: float = Config.corruption_level,
+        corruption_low: float = Config.corruption_low,
+        corruption_high: float = Config.corruption_high,
+        emphasis: float = Config.emphasis,
+        emphasis_rest: float = Config.emphasis_rest,
         activation: str = LayerConfig.activation,
         output_activation: str = LayerConfig.activation,
         penalty: str = LayerConfig.penalty,

@@ -46,6 +46,8 @@ class DenoisingAutoencoder(SparseAutoencoder):
         Not ``lbfgs``, which needs a cost that stays the same.
     penalty, rho, beta, rho_hat, rho_hat_decay
         Sparsity of the hidden layer; none by default.
+    contraction, contraction_hessian, contraction_noise
+        Penalties on the Jacobian of the code; none by default.
     activation, output_activation, weight_decay, loss_reduction, learning_rate, momentum, beta1, beta2, epsilon, \
 batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision, \
 device, random_state, checkpoint, checkpoint_every, callback, verbose
@@ -76,6 +78,9 @@ device, random_state, checkpoint, checkpoint_every, callback, verbose
         corruption_high: float = Config.corruption_high,
         emphasis: float = Config.emphasis,
         emphasis_rest: float = Config.emphasis_rest,
+        contraction: float = Config.contraction,
+        contraction_hessian: float = Config.contraction_hessian,
+        contraction_noise: float = Config.contraction_noise,
         activation: str = LayerConfig.activation,
         output_activation: str = LayerConfig.activation,
         penalty: str = LayerConfig.penalty,
