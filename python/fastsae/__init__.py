@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
     from fastsae.cuda import cuda_blas
+    from fastsae.deep import DeepAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "DeepAutoencoder": "deep",
     "Engine": "engine",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
@@ -48,6 +50,7 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "DeepAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",

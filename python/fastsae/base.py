@@ -35,7 +35,7 @@ _MODEL_OPTIONS = tuple(field.name for field in dataclasses.fields(Config))
 _TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
-class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Network(BaseEstimator):  # type: ignore[misc]
     """An estimator around one model: a subclass says by `_layers` what it is made of.
 
     Its options are the parameters of its ``__init__``, which gives them to `_take`. Those with the name of a field of
@@ -57,135 +57,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for name, value in options.items():
             if name not in ("self", "__class__"):
                 setattr(self, name, value)
-
-    # Training
-
-    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Train from new weights.
-
-        Parameters
-        ----------
-        X : array-like, shape (n_rows, n_features)
-            NumPy array, memory map, DLPack tensor of the CPU or of `device`, data frame. float32 and float64 rows
-            are read in place; on a GPU, rows of the host are copied there once if they fit, else they stream through.
-        y : ignored
-        sample_weight : array-like, shape (n_rows,), optional
-            Weights >= 0; they divide the loss and the mean activations by their sum.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If an option or X is not usable; what was fitted before is kept then. A memory map is not searched for
-            NaN before: the step that meets one raises, naming the row, and the model is the one of the step before.
-        TypeError
-            If X is sparse, or holds objects that are not numbers.
-        OSError
-            If `checkpoint` cannot be written.
-        FloatingPointError
-            If the loss is no longer finite; the parameters are those of the last good step.
-        MemoryError
-            If the model or its scratch does not fit.
-        KeyboardInterrupt
-            On Ctrl-C; the model is usable, and `resume` goes on.
-        """
-        return self._fit(X, sample_weight)
-
-    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Train one more pass over these rows: for data that comes in pieces. See `fit`.
-
-        `learning_rate` may be changed between two calls; another changed option of the model is a ValueError. Nothing
-        is held out and early stopping does not apply.
-        """
-        first = not self.__sklearn_is_fitted__()
-        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
-        with self._unchanged_on_error():
-            X, weights = self._validate(X, sample_weight, reset=first)
-            config = self._config(X.shape[1])
-            check_combination(config, training, X, one_pass=True)
-            if first:
-                self._start(config, training, X.shape[0])
-            else:
-                self._continue(config)
-            store, weights = self._store(X, weights)
-        self._state.start_pass(len(store))
-        self._train(store, weights, training, self._state.epoch + 1)
-        self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
-        return self
-
-    def resume(self, X: Any, sample_weight: ArrayLike | None = None) -> Self:
-        """Go on with an interrupted `fit` on the same rows until `max_epochs`.
-
-        With a mini-batch solver the result is bit for bit that of the run that was never interrupted; ``lbfgs``
-        starts a new approximation of the curvature. A `fit` that early stopping or a callback has ended stays ended;
-        one that came to `max_epochs` goes on if that is larger now, with early stopping from its best parameters.
-
-        Raises
-        ------
-        ValueError
-            As `fit`; also if X has another number of rows than the training began with, or if an option of the model
-            or its optimiser other than `learning_rate` has changed.
-        """
-        check_is_fitted(self)
-        training = self._training_config()
-        X, weights = self._validate(X, sample_weight, reset=False)
-        config = self._config(X.shape[1])
-        check_combination(config, training, X)
-        n_rows = X.shape[0]
-        if self._state.n_rows not in (0, n_rows):
-            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
-        self._continue(config)
-        store, weights = self._store(X, weights)
-        return self._train(store, weights, training, training.max_epochs)
-
-    # Inference
-
-    def transform(self, X: Any, out: Any = None) -> Any:
-        """Hidden activations; safe to call from many threads.
-
-        Parameters
-        ----------
-        X : array-like, shape (n_rows, n_features)
-            As for `fit`.
-        out : array, shape (n_rows, n_hidden), optional
-            C-contiguous memory of the model's dtype to write to, a NumPy array or a tensor of `device`; nothing is
-            allocated then.
-
-        Returns
-        -------
-        ndarray or DeviceArray, shape (n_rows, n_hidden)
-            `out` if it is given, else a new array: a :class:`fastsae.DeviceArray` where X is a tensor of the device.
-        """
-        check_is_fitted(self)
-        return self._engine.encode(self._check(X), out)
-
-    def inverse_transform(self, H: Any, out: Any = None) -> Any:
-        """Reconstructions of hidden activations, shape (n_rows, n_features). Arrays as for `transform`."""
-        check_is_fitted(self)
-        if _on_device(H):
-            H = self._engine.rows("H", H, self._engine.code_width)
-            if isinstance(H, DeviceArray):
-                check_values("H", self._engine, H)
-            return self._engine.decode(H, out)
-        H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
-        return self._engine.decode(H, out)
-
-    def reconstruct(self, X: Any, out: Any = None) -> Any:
-        """``inverse_transform(transform(X))``, shape (n_rows, n_features). Arrays as for `transform`."""
-        check_is_fitted(self)
-        return self._engine.reconstruct(self._check(X), out)
-
-    def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data."""
-        check_is_fitted(self)
-        return -self._engine.score(self._check(X))
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""
-        return float(self.score_samples(X).mean())
 
     # Files
 
@@ -224,15 +95,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_engine")
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = [self.dtype]
-        return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return self._engine.code_width
 
     # Details
 
@@ -280,15 +142,83 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             _checkpoint.check_target(self.checkpoint)
         return training
 
-    def _fit(self, X: Any, sample_weight: ArrayLike | None, progress: Progress | None = None) -> Self:
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: Any,
+        progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> Self:
+        """Train on `targets` [n_rows x n_outputs], if the output should be something else than the row."""
         training = self._training_config()
         with self._unchanged_on_error():
             X, weights = self._validate(X, sample_weight, reset=True)
             config = self._config(X.shape[1])
-            check_combination(config, training, X)
+            check_combination(config, training, X, targets)
             self._start(config, training, X.shape[0])
-            store, weights = self._store(X, weights)
-        return self._train(store, weights, training, training.max_epochs, progress)
+            store, weights = self._store(X, weights, targets)
+        self._prepare(X, weights, training, progress, targets)
+        return self._train(store, weights, training, training.max_epochs, progress, targets)
+
+    def _partial_fit(self, X: Any, sample_weight: Any, targets: NDArray[Any] | None = None) -> Self:
+        first = not self.__sklearn_is_fitted__()
+        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=first)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X, targets, one_pass=True)
+            if first:
+                self._start(config, training, X.shape[0])
+            else:
+                self._continue(config)
+            store, weights = self._store(X, weights, targets)
+        self._state.start_pass(len(store))
+        self._train(store, weights, training, self._state.epoch + 1, targets=targets)
+        self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
+        return self
+
+    def _resume(
+        self,
+        X: Any,
+        sample_weight: Any,
+        progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> Self:
+        check_is_fitted(self)
+        training = self._training_config()
+        X, weights = self._validate(X, sample_weight, reset=False)
+        config = self._config(X.shape[1])
+        check_combination(config, training, X, targets)
+        n_rows = X.shape[0]
+        if self._state.n_rows not in (0, n_rows):
+            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
+        self._continue(config)
+        store, weights = self._store(X, weights, targets)
+        self._prepare(X, weights, training, progress, targets)
+        return self._train(store, weights, training, training.max_epochs, progress, targets)
+
+    def _prepare(
+        self,
+        X: Any,
+        weights: NDArray[np.float64] | None,
+        training: TrainingConfig,
+        progress: Progress | None,
+        targets: NDArray[Any] | None,
+    ) -> None:
+        """What `fit` and `resume` do before the training proper; `partial_fit` leaves it out."""
+
+    def _more_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the engine and its training, as JSON values."""
+        return {}
+
+    def _parts(self) -> dict[str, Network]:
+        """Fitted estimators that a checkpoint keeps too, by name."""
+        return {}
+
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+        """The inverse of both; ValueError on what cannot be."""
+        if state or parts:
+            raise ValueError(f"its state holds more than that of a {type(self).__name__}")
 
     def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
         """Take a new engine with first weights."""
@@ -337,6 +267,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         training: TrainingConfig,
         until: int,
         progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
     ) -> Self:
         path = self.checkpoint
         save = None if path is None else lambda: self.save(path)
@@ -349,7 +280,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             save_every=self.checkpoint_every,
             verbose=bool(self.verbose),
             progress=progress,
-        ).run(store, weights, until)
+        ).run(store, weights, until, targets)
         return self
 
     def _validate(self, X: Any, sample_weight: Any, reset: bool) -> tuple[Any, Any]:
@@ -365,19 +296,21 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     def _validate_rows(self, X: Any, reset: bool) -> Any:
         # A memory map is not read twice: a step that meets a NaN names its row.
-        finite = not isinstance(X, np.memmap)
+        finite = not _is_mapped(X)
         X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
         return X
 
-    def _store(self, X: Any, weights: Any) -> tuple[ArrayStore, NDArray[np.float64] | None]:
+    def _store(
+        self, X: Any, weights: Any, targets: NDArray[Any] | None
+    ) -> tuple[ArrayStore, NDArray[np.float64] | None]:
         """What `_validate` gave, for training with the engine that there is now."""
         engine = self._engine
         if _on_device(X):
             X = engine.rows("X", X, engine.config.n_features)
             if isinstance(X, DeviceArray):
-                check_values("X", engine, X, as_target=True)
+                check_values("X", engine, X, as_target=targets is None)
         if is_elsewhere(weights):
             weights = _not_all_zero(engine.weights(weights, X.shape[0]))
         return ArrayStore(X, engine), weights
@@ -405,10 +338,137 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self._engine
 
 
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  # type: ignore[misc]
+    """A network whose output should be its input, as a transformer to its code."""
+
+    # Training
+
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Train from new weights.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_rows, n_features)
+            NumPy array, memory map, DLPack tensor of the CPU or of `device`, data frame. float32 and float64 rows
+            are read in place; on a GPU, rows of the host are copied there once if they fit, else they stream through.
+        y : ignored
+        sample_weight : array-like, shape (n_rows,), optional
+            Weights >= 0; they divide the loss and the mean activations by their sum.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If an option or X is not usable; what was fitted before is kept then. A memory map is not searched for
+            NaN before: the step that meets one raises, naming the row, and the model is the one of the step before.
+        TypeError
+            If X is sparse, or holds objects that are not numbers.
+        OSError
+            If `checkpoint` cannot be written.
+        FloatingPointError
+            If the loss is no longer finite; the parameters are those of the last good step.
+        MemoryError
+            If the model or its scratch does not fit.
+        KeyboardInterrupt
+            On Ctrl-C; the model is usable, and `resume` goes on.
+        """
+        return self._fit(X, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Train one more pass over these rows: for data that comes in pieces. See `fit`.
+
+        `learning_rate` may be changed between two calls; another changed option of the model is a ValueError. Nothing
+        is held out and early stopping does not apply.
+        """
+        return self._partial_fit(X, sample_weight)
+
+    def resume(self, X: Any, sample_weight: ArrayLike | None = None) -> Self:
+        """Go on with an interrupted `fit` on the same rows until `max_epochs`.
+
+        With a mini-batch solver the result is bit for bit that of the run that was never interrupted; ``lbfgs``
+        starts a new approximation of the curvature. A `fit` that early stopping or a callback has ended stays ended;
+        one that came to `max_epochs` goes on if that is larger now, with early stopping from its best parameters.
+
+        Raises
+        ------
+        ValueError
+            As `fit`; also if X has another number of rows than the training began with, or if an option of the model
+            or its optimiser other than `learning_rate` has changed.
+        """
+        return self._resume(X, sample_weight)
+
+    # Inference
+
+    def transform(self, X: Any, out: Any = None) -> Any:
+        """Hidden activations; safe to call from many threads.
+
+        Parameters
+        ----------
+        X : array-like, shape (n_rows, n_features)
+            As for `fit`.
+        out : array, shape (n_rows, n_hidden), optional
+            C-contiguous memory of the model's dtype to write to, a NumPy array or a tensor of `device`; nothing is
+            allocated then.
+
+        Returns
+        -------
+        ndarray or DeviceArray, shape (n_rows, n_hidden)
+            `out` if it is given, else a new array: a :class:`fastsae.DeviceArray` where X is a tensor of the device.
+        """
+        check_is_fitted(self)
+        return self._engine.encode(self._check(X), out)
+
+    def inverse_transform(self, H: Any, out: Any = None) -> Any:
+        """Reconstructions of hidden activations, shape (n_rows, n_features). Arrays as for `transform`."""
+        check_is_fitted(self)
+        if _on_device(H):
+            H = self._engine.rows("H", H, self._engine.code_width)
+            if isinstance(H, DeviceArray):
+                check_values("H", self._engine, H)
+            return self._engine.decode(H, out)
+        H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
+        return self._engine.decode(H, out)
+
+    def reconstruct(self, X: Any, out: Any = None) -> Any:
+        """``inverse_transform(transform(X))``, shape (n_rows, n_features). Arrays as for `transform`."""
+        check_is_fitted(self)
+        return self._engine.reconstruct(self._check(X), out)
+
+    def score_samples(self, X: Any) -> NDArray[np.float64]:
+        """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data."""
+        check_is_fitted(self)
+        return -self._engine.score(self._check(X))
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""
+        return float(self.score_samples(X).mean())
+
+    # scikit-learn
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = [self.dtype]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._engine.code_width
+
+
 def _not_all_zero(weights: Any) -> Any:
     if not weights.any():
         raise ValueError("sample_weight: expected at least one weight that is not zero")
     return weights
+
+
+def _is_mapped(value: Any) -> bool:
+    """Whether it is a memory map, or rows of one."""
+    while isinstance(value, np.ndarray) and not isinstance(value, np.memmap):
+        value = value.base
+    return isinstance(value, np.memmap)
 
 
 def _on_device(value: Any) -> bool:

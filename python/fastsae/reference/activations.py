@@ -106,7 +106,8 @@ class Softmax(Activation):
     def value(self, z: Array) -> Array:
         # The largest logit is taken off, so that no exp overflows; it cancels.
         e = np.exp(z - z.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
+        shares: Array = e / e.sum(axis=-1, keepdims=True)
+        return shares
 
     def slope(self, a: Array) -> Array:
         # The diagonal of the Jacobian; the loss that goes with it knows the whole.

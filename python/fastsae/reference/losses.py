@@ -58,10 +58,12 @@ class CategoricalCrossEntropy(Loss):
 
     def value(self, x: Array, z: Array, y: Array) -> Array:
         z = z - z.max(axis=1, keepdims=True)
-        return -x * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+        log_y: Array = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        return -x * log_y
 
     def delta(self, x: Array, z: Array, y: Array, slope: Array) -> Array:
-        return y * x.sum(axis=1, keepdims=True) - x
+        mass: Array = x.sum(axis=1, keepdims=True)
+        return y * mass - x
 
 
 LOSSES: dict[str, Loss] = {"squared_error": SquaredError(), "cross_entropy": CrossEntropy()}
