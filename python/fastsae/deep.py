@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from fastsae.base import Array, Autoencoder, Network
 from fastsae.checks import check_integer
 from fastsae.config import BOUNDED_ACTIVATIONS, Config, Layer, LayerConfig, TrainingConfig
 from fastsae.engine import Engine
 from fastsae.estimators import SparseAutoencoder
+from fastsae.parts import first_layers, train_part
 from fastsae.stores import encoded
 from fastsae.trainer import Callback, Progress
 
@@ -255,8 +256,7 @@ class DeepAutoencoder(Autoencoder):
     def pretrain_history_(self) -> list[dict[str, list[float]]]:
         """For each pretrained layer: per epoch, epoch, loss and its parts."""
         self._fitted_engine("pretrain_history_")
-        current = [] if self._current is None else [self._current.history_]
-        return [*self._pretrain_history, *current]
+        return [*self._pretrain_history, *(part.history_ for part in self._parts().values())]
 
     # Pretraining
 
@@ -274,29 +274,25 @@ class DeepAutoencoder(Autoencoder):
             self._pretrain_layer(X, weights, progress)
 
     def _pretrain_layer(self, X: Any, weights: NDArray[np.float64] | None, progress: Progress | None) -> None:
-        number = self._pretrained + 1
-        layer = self._layer_alone(number) if self._current is None else self._current
+        number, depth = self._pretrained + 1, self._engine.config.code_layer
+        layer = self._current = self._current or self._layer_alone(number)
         layer.max_epochs = self.pretrain_epochs
-        layer.callback = self._after_epoch(layer, number)
-        train = layer._fit if self._current is None else layer._resume
-        below = [] if number == 1 else [first_layers(self._engine, number - 1)]
-        try:
-            if below:
-                with encoded(X, below[0]) as codes:
-                    train(codes, weights, progress or self._bar(number))
-            else:
-                train(X, weights, progress or self._bar(number))
-            self._place(layer._engine, number)
-            self.__dict__.update(  # all at once, so that an interrupt finds the layer finished or not
-                _pretrained=number, _current=None, _pretrain_history=[*self._pretrain_history, layer.history_]
+        below = contextlib.nullcontext(X) if number == 1 else encoded(X, first_layers(self._engine, number - 1))
+        with below as codes:
+            train_part(
+                self,
+                layer,
+                f"layer {number} of {depth}",
+                lambda: self._place(layer._engine, number),
+                codes,
+                weights,
+                callback=self.callback,
+                note={"layer": float(number)},
+                progress=progress,
             )
-        finally:
-            layer.callback = None  # it refers to self
-            if self._pretrained < number and layer.__sklearn_is_fitted__():
-                self._current = layer
-                self._place(layer._engine, number)
-            if self.checkpoint is not None:
-                self.save(self.checkpoint)
+        self.__dict__.update(  # all at once, so that an interrupt finds the layer finished or not
+            _pretrained=number, _current=None, _pretrain_history=[*self._pretrain_history, layer.history_]
+        )
 
     def _layer_alone(self, number: int) -> SparseAutoencoder:
         """A layer of the encoder and its mirror image as an autoencoder of the code below."""
@@ -314,27 +310,11 @@ class DeepAutoencoder(Autoencoder):
             "max_epochs": self.pretrain_epochs,
             "random_state": int(seed),
             "checkpoint": None,
+            "callback": None,
         }
         if number > 1:
             options["loss"] = Config.loss
         return SparseAutoencoder(**options)
-
-    def _after_epoch(self, layer: SparseAutoencoder, number: int) -> Callback:
-        def callback(entry: dict[str, float]) -> bool:
-            ended = self.callback is not None and bool(self.callback({**entry, "layer": float(number)}))
-            if self.checkpoint is not None and layer.n_iter_ % self.checkpoint_every == 0:
-                self._current = layer
-                self._place(layer._engine, number)
-                self.save(self.checkpoint)
-            return ended
-
-        return callback
-
-    def _bar(self, number: int) -> Callable[[int, str], Any]:
-        name = f"fastsae layer {number} of {self._engine.config.code_layer}"
-        return lambda total, unit: tqdm(
-            total=total, unit=unit, delay=1, disable=None if self.verbose else True, desc=name
-        )
 
     def _place(self, layer: Engine, number: int) -> None:
         """Take over the parameters of a layer that was trained alone."""
@@ -419,7 +399,8 @@ class DeepAutoencoder(Autoencoder):
         return {"pretrained": self._pretrained, "pretrain_history": self._pretrain_history}
 
     def _parts(self) -> dict[str, Network]:
-        return {} if self._current is None else {"layer": self._current}
+        begun = self._current is not None and self._current.__sklearn_is_fitted__()
+        return {"layer": self._current} if begun else {}  # type: ignore[dict-item]
 
     def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
         depth = self._engine.config.code_layer
@@ -437,23 +418,6 @@ class DeepAutoencoder(Autoencoder):
             if layer._engine.config.widths[:2] != widths[self._pretrained : self._pretrained + 2]:
                 raise ValueError("its layer in pretraining has other widths than the model")
             self._current = layer
-
-
-def first_layers(engine: Engine, count: int) -> Engine:
-    """The encoder of a model's first `count` layers, with copies of their parameters."""
-    config = engine.config
-    layers = [LayerConfig(layer.units, layer.activation) for layer in config.layers[:count]]  # type: ignore[attr-defined]
-    encoder = Config(
-        config.n_features,
-        tuple(layers),
-        n_outputs=layers[-1].units,
-        n_encoder_layers=count,
-        dtype=config.dtype,
-        precision=config.precision,
-    )
-    twin = Engine(encoder, engine.device)
-    twin.set_parameters({name: engine.get(name) for name in encoder.parameter_shapes})
-    return twin
 
 
 def _pair(name: str, layer: Any) -> tuple[LayerConfig, LayerConfig]:
