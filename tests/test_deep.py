@@ -19,8 +19,16 @@ N, D = 60, 9
 
 CHECKED = [
     DeepAutoencoder((4, 3), max_epochs=2, verbose=False),
-    DeepAutoencoder((4, 3), max_epochs=2, pretrain_epochs=2, verbose=False, dtype="float64", code_activation="sigmoid",
-                    penalty="kl", tied=True),  # fmt: skip
+    DeepAutoencoder(
+        (4, 3),
+        max_epochs=2,
+        pretrain_epochs=2,
+        verbose=False,
+        dtype="float64",
+        code_activation="sigmoid",
+        penalty="kl",
+        tied=True,
+    ),
     DeepAutoencoder((4, 3, 4), max_epochs=2, pretrain_epochs=1, verbose=False, dtype="float64", solver="lbfgs"),
 ]
 
@@ -108,7 +116,11 @@ def test_bad_options_are_named(options: dict[str, Any], text: str) -> None:
 
 def test_options_of_layers() -> None:
     config = make(
-        activation=("tanh", "relu"), code_activation="sigmoid", penalty=("kl", "l1", "kl"), rho=(0.1, 0.2, 0.3), beta=2.0
+        activation=("tanh", "relu"),
+        code_activation="sigmoid",
+        penalty=("kl", "l1", "kl"),
+        rho=(0.1, 0.2, 0.3),
+        beta=2.0,
     )._config(D)
     assert [layer.activation for layer in config.layers] == ["tanh", "relu", "sigmoid", "relu", "tanh", "sigmoid"]
     assert [layer.penalty for layer in config.layers] == ["kl", "l1", "kl", "none", "none", "none"]

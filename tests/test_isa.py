@@ -36,10 +36,7 @@ def test_parity_under(level: str) -> None:
         pytest.skip(f"this processor has no {level}")
     if level == _core.isa():
         pytest.skip(f"{level} is what test_parity.py itself runs under here")
-    script = (
-        "import sys, pytest; "
-        f"sys.exit(pytest.main([*{PARITY}, '-m', 'isa', '-q', '-p', 'no:cacheprovider']))"
-    )
+    script = f"import sys, pytest; sys.exit(pytest.main([*{PARITY}, '-m', 'isa', '-q', '-p', 'no:cacheprovider']))"
     done = python(script, timeout=300, FASTSAE_ISA=level, OPENBLAS_CORETYPE=CORES[level])
     assert done.returncode == 0, done.stdout[-5000:]
     passed = re.search(r"(\d+) passed", done.stdout)

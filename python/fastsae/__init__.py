@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
+    from fastsae.stacked import StackedClassifier
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Engine": "engine",
     "LayerConfig": "config",
     "SparseAutoencoder": "estimators",
+    "StackedClassifier": "stacked",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
     "check_gradient": "gradient_check",
@@ -56,6 +58,7 @@ __all__ = [
     "Engine",
     "LayerConfig",
     "SparseAutoencoder",
+    "StackedClassifier",
     "TopKEncoder",
     "TrainingConfig",
     "check_gradient",

@@ -30,7 +30,7 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
-ESTIMATORS = {"DeepAutoencoder": "deep", "SparseAutoencoder": "estimators"}
+ESTIMATORS = {"DeepAutoencoder": "deep", "SparseAutoencoder": "estimators", "StackedClassifier": "stacked"}
 
 
 def save(estimator: Network, path: str | os.PathLike[str]) -> None:
