@@ -2,7 +2,7 @@
 
 Two sparse layers (rho 0.1, beta 3) are trained one after the other on images alone, then a softmax layer on their
 code, then all together, with labels. Published, with 400 iterations of L-BFGS each and weight decay 3e-3: 87.7 % of the
-10,000 test images before fine-tuning and 97.6 % after. Here Adam on mini-batches and less decay reach more in less time.
+10,000 test images before fine-tuning and 97.6 % after. Here it is Adam on mini-batches, with less decay.
 
     python examples/stacked.py --mnist FOLDER --seeds 3
 """

@@ -140,6 +140,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         self._take(locals())
 
     autoencoder: Any
+    autoencoder_: Any
     _phase: int  # 0: the autoencoder is in training, 1: the softmax layer, 2: all
     _fitted_before: bool  # the autoencoder
     _head: StackedClassifier | None
