@@ -330,7 +330,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         encoder = config.layers[: config.code_layer]
         if not encoder or not all(isinstance(layer, LayerConfig) for layer in encoder):
             raise ValueError("autoencoder: expected an encoder of dense layers")
-        return (*(LayerConfig(layer.units, layer.activation) for layer in encoder), head)  # type: ignore[attr-defined]
+        return (*(LayerConfig(layer.units, layer.activation) for layer in encoder), head)
 
     def _model_options(self, n_features: int) -> dict[str, Any]:
         depth = len(self._layers(n_features)) - 1
