@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
+    from fastsae.deep import DeepAutoencoder
     from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         UpsampleConfig,
     )
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
+    from fastsae.stacked import StackedClassifier
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
     from fastsae.variational import VariationalAutoencoder
@@ -45,12 +47,14 @@ _HOMES = {
     "ConvTransposeConfig": "image_layers",
     "DenoisingAutoencoder": "denoising",
     "ContractiveAutoencoder": "contractive",
+    "DeepAutoencoder": "deep",
     "Engine": "engine",
     "GaussianConfig": "config",
     "LayerConfig": "config",
     "PoolConfig": "image_layers",
     "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
+    "StackedClassifier": "stacked",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
     "UnpoolConfig": "image_layers",
@@ -72,6 +76,7 @@ __all__ = [
     "ContractiveAutoencoder",
     "ConvConfig",
     "ConvTransposeConfig",
+    "DeepAutoencoder",
     "DenoisingAutoencoder",
     "DeviceArray",
     "DeviceError",
@@ -81,6 +86,7 @@ __all__ = [
     "PoolConfig",
     "ReshapeConfig",
     "SparseAutoencoder",
+    "StackedClassifier",
     "TopKEncoder",
     "TrainingConfig",
     "UnpoolConfig",

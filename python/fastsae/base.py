@@ -36,7 +36,7 @@ _MODEL_OPTIONS = tuple(field.name for field in dataclasses.fields(Config))
 _TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
-class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class Network(BaseEstimator):  # type: ignore[misc]
     """An estimator around one model: a subclass says by `_layers` what it is made of.
 
     Its options are the parameters of its ``__init__``, which gives them to `_take`. Those with the name of a field of
@@ -58,6 +58,289 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         for name, value in options.items():
             if name not in ("self", "__class__"):
                 setattr(self, name, value)
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint that :func:`fastsae.load` reads, atomically.
+
+        The file holds the options (not a callback), the parameters and the state of training.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older file of that name is untouched.
+        """
+        check_is_fitted(self)
+        _checkpoint.save(self, path)
+
+    @property
+    def history_(self) -> dict[str, list[float]]:
+        """Per epoch: epoch, loss and its parts."""
+        self._fitted_engine("history_")
+        return self._state.history
+
+    @property
+    def n_iter_(self) -> int:
+        """Epochs done."""
+        self._fitted_engine("n_iter_")
+        return self._state.epoch
+
+    # scikit-learn
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        engine = self.__dict__.get("_engine")
+        if engine is not None and not _is_here(self.device):  # as `load` does
+            self.device, self.precision = engine.device, engine.config.precision
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_engine")
+
+    # Details
+
+    def _layers(self, n_features: int) -> tuple[Layer, ...]:
+        """The layers for rows of this width; ValueError if an option that they need has no meaning."""
+        raise NotImplementedError
+
+    def _model_options(self, n_features: int) -> dict[str, Any]:
+        """Options of the model that are not attributes of the same name."""
+        return {}
+
+    def _config(self, n_features: int) -> Config:
+        options = {name: getattr(self, name) for name in _MODEL_OPTIONS if hasattr(self, name)}
+        options["optimizer"] = Config.optimizer if self.solver == "lbfgs" else self.solver
+        config = Config(
+            **{**options, "n_features": n_features, "layers": self._layers(n_features)}
+            | self._model_options(n_features)
+        )
+        config.validate()
+        return config
+
+    @classmethod
+    def _has_model(cls, config: Config) -> bool:
+        """Whether a model of this estimator may have that configuration."""
+        return True
+
+    @classmethod
+    def _names_of_options(cls, config: Config) -> dict[str, Any]:
+        """The options of `config` under the estimator's names."""
+        options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
+        options["solver"] = options.pop("optimizer")
+        for i, layer in enumerate(config.layers):
+            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}  # type: ignore[call-overload]
+        return options
+
+    def _training_config(self) -> TrainingConfig:
+        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
+        training.validate()
+        check_integer("checkpoint_every", self.checkpoint_every, 1)
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
+        if self.checkpoint is not None:
+            if not isinstance(self.checkpoint, (str, bytes, os.PathLike)):
+                raise ValueError(f"checkpoint: expected a path or None, got {self.checkpoint!r}")
+            _checkpoint.check_target(self.checkpoint)
+        return training
+
+    def _fit(
+        self,
+        X: Any,
+        sample_weight: Any,
+        progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> Self:
+        """Train on `targets` [n_rows x n_outputs], if the output should be something else than the row."""
+        training = self._training_config()
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=True)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X, targets)
+            self._start(config, training, X.shape[0])
+            store, weights = self._store(X, weights, targets)
+        self._prepare(X, weights, training, progress, targets)
+        return self._train(store, weights, training, training.max_epochs, progress, targets)
+
+    def _partial_fit(self, X: Any, sample_weight: Any, targets: NDArray[Any] | None = None) -> Self:
+        first = not self.__sklearn_is_fitted__()
+        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
+        with self._unchanged_on_error():
+            X, weights = self._validate(X, sample_weight, reset=first)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X, targets, one_pass=True)
+            if first:
+                self._start(config, training, X.shape[0])
+            else:
+                self._continue(config)
+            store, weights = self._store(X, weights, targets)
+        self._state.start_pass(len(store))
+        self._train(store, weights, training, self._state.epoch + 1, targets=targets)
+        self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
+        return self
+
+    def _resume(
+        self,
+        X: Any,
+        sample_weight: Any,
+        progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> Self:
+        check_is_fitted(self)
+        training = self._training_config()
+        X, weights = self._validate(X, sample_weight, reset=False)
+        config = self._config(X.shape[1])
+        check_combination(config, training, X, targets)
+        n_rows = X.shape[0]
+        if self._state.n_rows not in (0, n_rows):
+            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
+        self._continue(config)
+        store, weights = self._store(X, weights, targets)
+        self._prepare(X, weights, training, progress, targets)
+        return self._train(store, weights, training, training.max_epochs, progress, targets)
+
+    def _prepare(
+        self,
+        X: Any,
+        weights: NDArray[np.float64] | None,
+        training: TrainingConfig,
+        progress: Progress | None,
+        targets: NDArray[Any] | None,
+    ) -> None:
+        """What `fit` and `resume` do before the training proper; `partial_fit` leaves it out."""
+
+    def _more_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the engine and its training, as JSON values."""
+        return {}
+
+    def _parts(self) -> dict[str, Network]:
+        """Fitted estimators that a checkpoint keeps too, by name."""
+        return {}
+
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+        """The inverse of both; ValueError on what cannot be."""
+        if state or parts:
+            raise ValueError(f"its state holds more than that of a {type(self).__name__}")
+
+    def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
+        """Take a new engine with first weights."""
+        try:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        except ValueError as error:
+            raise ValueError(f"random_state: {error}") from None
+        engine = Engine(config, self.device)
+        engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
+        self._adopt(engine, TrainerState(seed, n_rows=n_rows))
+
+    def _continue(self, config: Config) -> None:
+        """Go on with the engine that there is, whose options must be those of `config`."""
+        if self.solver == "lbfgs":  # which has no use for an optimiser
+            config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
+        now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
+        changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name}: expected {fitted.get(name)!r}, with which the training began, got {now.get(name)!r}; "
+                "fit starts anew"
+            )
+        if config.learning_rate != self._engine.config.learning_rate:
+            self._engine.learning_rate = config.learning_rate
+
+    @contextlib.contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _adopt(self, engine: Engine, state: TrainerState) -> None:
+        self._engine = engine
+        self._state = state
+        self.n_features_in_ = engine.config.n_features
+
+    def _train(
+        self,
+        store: ArrayStore,
+        weights: NDArray[np.float64] | None,
+        training: TrainingConfig,
+        until: int,
+        progress: Progress | None = None,
+        targets: NDArray[Any] | None = None,
+    ) -> Self:
+        path = self.checkpoint
+        save = None if path is None else lambda: self.save(path)
+        Trainer(
+            self._engine,
+            training,
+            self._state,
+            callback=self.callback,
+            save=save,
+            save_every=self.checkpoint_every,
+            verbose=bool(self.verbose),
+            progress=progress,
+        ).run(store, weights, until, targets)
+        return self
+
+    def _validate(self, X: Any, sample_weight: Any, reset: bool) -> tuple[Any, Any]:
+        """Rows and weights, checked; what is on a device comes back as it is, and `_store` looks at its numbers."""
+        if _on_device(X):
+            self._check_shape(X, reset)
+        else:
+            X = self._validate_rows(X, reset)
+        if sample_weight is None or is_elsewhere(sample_weight):
+            return X, sample_weight
+        sample_weight = _tensor_as_array("sample_weight", sample_weight)
+        return X, _not_all_zero(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+
+    def _validate_rows(self, X: Any, reset: bool) -> Any:
+        # A memory map is not read twice: a step that meets a NaN names its row.
+        finite = not _is_mapped(X)
+        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
+        if X.dtype.kind not in "fiub":
+            raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
+        return X
+
+    def _store(
+        self, X: Any, weights: Any, targets: NDArray[Any] | None
+    ) -> tuple[ArrayStore, NDArray[np.float64] | None]:
+        """What `_validate` gave, for training with the engine that there is now."""
+        engine = self._engine
+        if _on_device(X):
+            X = engine.rows("X", X, engine.config.n_features)
+            if isinstance(X, DeviceArray):
+                check_values("X", engine, X, as_target=targets is None)
+        if is_elsewhere(weights):
+            weights = _not_all_zero(engine.weights(weights, X.shape[0]))
+        return ArrayStore(X, engine), weights
+
+    def _check_shape(self, X: Any, reset: bool) -> None:
+        """What scikit-learn checks of an array, for a tensor whose numbers it cannot read."""
+        shape = tuple(getattr(X, "shape", ()))
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"X: expected a 2-D array with at least one row and one column, got shape {shape}")
+        validate_data(self, X, reset=reset, skip_check_array=True)
+
+    def _check(self, X: Any) -> Rows:
+        if _on_device(X):
+            self._check_shape(X, reset=False)
+            rows = self._engine.rows("X", X, self._engine.config.n_features)
+            if isinstance(rows, DeviceArray):
+                check_values("X", self._engine, rows)
+            return rows
+        checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
+        return checked
+
+    def _fitted_engine(self, attribute: str) -> Engine:
+        if not hasattr(self, "_engine"):
+            raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
+        return self._engine
+
+
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  # type: ignore[misc]
+    """A network whose output should be its input, as a transformer to its code."""
 
     # Training
 
@@ -101,21 +384,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         `learning_rate` may be changed between two calls; another changed option of the model is a ValueError. Nothing
         is held out and early stopping does not apply.
         """
-        first = not self.__sklearn_is_fitted__()
-        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
-        with self._unchanged_on_error():
-            X, weights = self._validate(X, sample_weight, reset=first)
-            config = self._config(X.shape[1])
-            check_combination(config, training, X, one_pass=True)
-            if first:
-                self._start(config, training, X.shape[0])
-            else:
-                self._continue(config)
-            store, weights = self._store(X, weights)
-        self._state.start_pass(len(store))
-        self._train(store, weights, training, self._state.epoch + 1)
-        self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
-        return self
+        return self._partial_fit(X, sample_weight)
 
     def resume(self, X: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Go on with an interrupted `fit` on the same rows until `max_epochs`.
@@ -130,17 +399,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             As `fit`; also if X has another number of rows than the training began with, or if an option of the model
             or its optimiser other than `learning_rate` has changed.
         """
-        check_is_fitted(self)
-        training = self._training_config()
-        X, weights = self._validate(X, sample_weight, reset=False)
-        config = self._config(X.shape[1])
-        check_combination(config, training, X)
-        n_rows = X.shape[0]
-        if self._state.n_rows not in (0, n_rows):
-            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
-        self._continue(config)
-        store, weights = self._store(X, weights)
-        return self._train(store, weights, training, training.max_epochs)
+        return self._resume(X, sample_weight)
 
     # Inference
 
@@ -197,43 +456,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""
         return float(self.score_samples(X).mean())
 
-    # Files
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint that :func:`fastsae.load` reads, atomically.
-
-        The file holds the options (not a callback), the parameters and the state of training.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written; an older file of that name is untouched.
-        """
-        check_is_fitted(self)
-        _checkpoint.save(self, path)
-
-    @property
-    def history_(self) -> dict[str, list[float]]:
-        """Per epoch: epoch, loss and its parts."""
-        self._fitted_engine("history_")
-        return self._state.history
-
-    @property
-    def n_iter_(self) -> int:
-        """Epochs done."""
-        self._fitted_engine("n_iter_")
-        return self._state.epoch
-
     # scikit-learn
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        engine = self.__dict__.get("_engine")
-        if engine is not None and not _is_here(self.device):  # as `load` does
-            self.device, self.precision = engine.device, engine.config.precision
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_engine")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -244,181 +467,18 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _n_features_out(self) -> int:
         return self._engine.code_width
 
-    # Details
-
-    def _layers(self, n_features: int) -> tuple[Layer, ...]:
-        """The layers for rows of this width; ValueError if an option that they need has no meaning."""
-        raise NotImplementedError
-
-    def _model_options(self, n_features: int) -> dict[str, Any]:
-        """Options of the model that are not attributes of the same name."""
-        return {}
-
-    def _config(self, n_features: int) -> Config:
-        options = {name: getattr(self, name) for name in _MODEL_OPTIONS if hasattr(self, name)}
-        options["optimizer"] = Config.optimizer if self.solver == "lbfgs" else self.solver
-        config = Config(
-            **{**options, "n_features": n_features, "layers": self._layers(n_features)}
-            | self._model_options(n_features)
-        )
-        config.validate()
-        return config
-
-    @classmethod
-    def _has_model(cls, config: Config) -> bool:
-        """Whether a model of this estimator may have that configuration."""
-        return True
-
-    @classmethod
-    def _names_of_options(cls, config: Config) -> dict[str, Any]:
-        """The options of `config` under the estimator's names."""
-        options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
-        options["solver"] = options.pop("optimizer")
-        for i, layer in enumerate(config.layers):
-            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}  # type: ignore[call-overload]
-        return options
-
-    def _training_config(self) -> TrainingConfig:
-        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
-        training.validate()
-        check_integer("checkpoint_every", self.checkpoint_every, 1)
-        if self.callback is not None and not callable(self.callback):
-            raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
-        if self.checkpoint is not None:
-            if not isinstance(self.checkpoint, (str, bytes, os.PathLike)):
-                raise ValueError(f"checkpoint: expected a path or None, got {self.checkpoint!r}")
-            _checkpoint.check_target(self.checkpoint)
-        return training
-
-    def _fit(self, X: Any, sample_weight: ArrayLike | None, progress: Progress | None = None) -> Self:
-        training = self._training_config()
-        with self._unchanged_on_error():
-            X, weights = self._validate(X, sample_weight, reset=True)
-            config = self._config(X.shape[1])
-            check_combination(config, training, X)
-            self._start(config, training, X.shape[0])
-            store, weights = self._store(X, weights)
-        return self._train(store, weights, training, training.max_epochs, progress)
-
-    def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
-        """Take a new engine with first weights."""
-        try:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        except ValueError as error:
-            raise ValueError(f"random_state: {error}") from None
-        engine = Engine(config, self.device)
-        engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
-        self._adopt(engine, TrainerState(seed, n_rows=n_rows))
-
-    def _continue(self, config: Config) -> None:
-        """Go on with the engine that there is, whose options must be those of `config`."""
-        if self.solver == "lbfgs":  # which has no use for an optimiser
-            config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
-        now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
-        changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"{name}: expected {fitted.get(name)!r}, with which the training began, got {now.get(name)!r}; "
-                "fit starts anew"
-            )
-        if config.learning_rate != self._engine.config.learning_rate:
-            self._engine.learning_rate = config.learning_rate
-
-    @contextlib.contextmanager
-    def _unchanged_on_error(self) -> Iterator[None]:
-        before = dict(self.__dict__)
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
-    def _adopt(self, engine: Engine, state: TrainerState) -> None:
-        self._engine = engine
-        self._state = state
-        self.n_features_in_ = engine.config.n_features
-
-    def _train(
-        self,
-        store: ArrayStore,
-        weights: NDArray[np.float64] | None,
-        training: TrainingConfig,
-        until: int,
-        progress: Progress | None = None,
-    ) -> Self:
-        path = self.checkpoint
-        save = None if path is None else lambda: self.save(path)
-        Trainer(
-            self._engine,
-            training,
-            self._state,
-            callback=self.callback,
-            save=save,
-            save_every=self.checkpoint_every,
-            verbose=bool(self.verbose),
-            progress=progress,
-        ).run(store, weights, until)
-        return self
-
-    def _validate(self, X: Any, sample_weight: Any, reset: bool) -> tuple[Any, Any]:
-        """Rows and weights, checked; what is on a device comes back as it is, and `_store` looks at its numbers."""
-        if _on_device(X):
-            self._check_shape(X, reset)
-        else:
-            X = self._validate_rows(X, reset)
-        if sample_weight is None or is_elsewhere(sample_weight):
-            return X, sample_weight
-        sample_weight = _tensor_as_array("sample_weight", sample_weight)
-        return X, _not_all_zero(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
-
-    def _validate_rows(self, X: Any, reset: bool) -> Any:
-        # A memory map is not read twice: a step that meets a NaN names its row.
-        finite = not isinstance(X, np.memmap)
-        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
-        if X.dtype.kind not in "fiub":
-            raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
-        return X
-
-    def _store(self, X: Any, weights: Any) -> tuple[ArrayStore, NDArray[np.float64] | None]:
-        """What `_validate` gave, for training with the engine that there is now."""
-        engine = self._engine
-        if _on_device(X):
-            X = engine.rows("X", X, engine.config.n_features)
-            if isinstance(X, DeviceArray):
-                check_values("X", engine, X, as_target=True)
-        if is_elsewhere(weights):
-            weights = _not_all_zero(engine.weights(weights, X.shape[0]))
-        return ArrayStore(X, engine), weights
-
-    def _check_shape(self, X: Any, reset: bool) -> None:
-        """What scikit-learn checks of an array, for a tensor whose numbers it cannot read."""
-        shape = tuple(getattr(X, "shape", ()))
-        if len(shape) != 2 or 0 in shape:
-            raise ValueError(f"X: expected a 2-D array with at least one row and one column, got shape {shape}")
-        validate_data(self, X, reset=reset, skip_check_array=True)
-
-    def _check(self, X: Any) -> Rows:
-        if _on_device(X):
-            self._check_shape(X, reset=False)
-            rows = self._engine.rows("X", X, self._engine.config.n_features)
-            if isinstance(rows, DeviceArray):
-                check_values("X", self._engine, rows)
-            return rows
-        checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
-        return checked
-
-    def _fitted_engine(self, attribute: str) -> Engine:
-        if not hasattr(self, "_engine"):
-            raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
-        return self._engine
-
 
 def _not_all_zero(weights: Any) -> Any:
     if not weights.any():
         raise ValueError("sample_weight: expected at least one weight that is not zero")
     return weights
+
+
+def _is_mapped(value: Any) -> bool:
+    """Whether it is a memory map, or rows of one."""
+    while isinstance(value, np.ndarray) and not isinstance(value, np.memmap):
+        value = value.base
+    return isinstance(value, np.memmap)
 
 
 def _on_device(value: Any) -> bool:

@@ -24,7 +24,7 @@ from fastsae.engine import Engine
 from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
-    from fastsae.base import Autoencoder
+    from fastsae.base import Network
 
 FORMAT = "fastsae"
 VERSION = 1
@@ -32,13 +32,15 @@ _BEST = "best."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
     "ContractiveAutoencoder": "contractive",
+    "DeepAutoencoder": "deep",
     "DenoisingAutoencoder": "denoising",
     "SparseAutoencoder": "estimators",
+    "StackedClassifier": "stacked",
     "VariationalAutoencoder": "variational",
 }
 
 
-def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
+def save(estimator: Network, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator to `path`; what was there stays whole until the new file is complete.
 
     Raises
@@ -46,9 +48,19 @@ def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written; nothing is changed then.
     """
+    header, tensors = _pack(estimator)
+    write_atomically(path, to_safetensors(tensors, metadata=header))
+
+
+def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Header and tensors. Those of an estimator inside are an entry of the header, and tensors ``name.tensor``."""
     engine, state = estimator._engine, estimator._state
     tensors = {name: engine.get(name) for name in engine.state_names()}
     tensors |= {_BEST + name: value for name, value in state.best_parameters.items()}
+    parts: dict[str, dict[str, str]] = {}
+    for name, part in estimator._parts().items():
+        parts[name], held = _pack(part)
+        tensors |= {f"{name}.{tensor}": value for tensor, value in held.items()}
     header = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -58,11 +70,13 @@ def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
         "steps": json.dumps(engine.steps),
         "trainer": json.dumps(state.to_dict()),
         "feature_names": json.dumps(list(map(str, getattr(estimator, "feature_names_in_", [])))),
+        "more": json.dumps(estimator._more_state()),
+        "parts": json.dumps(parts),
     }
-    write_atomically(path, to_safetensors(tensors, metadata=header))
+    return header, tensors
 
 
-def load(path: str | os.PathLike[str]) -> Autoencoder:
+def load(path: str | os.PathLike[str]) -> Network:
     """The estimator that :meth:`fastsae.SparseAutoencoder.save` wrote.
 
     Parameters
@@ -135,21 +149,23 @@ def _umask() -> int:
     return current
 
 
-def _plain_parameters(estimator: Autoencoder) -> dict[str, Any]:
+def _plain_parameters(estimator: Network) -> dict[str, Any]:
     """The constructor's options that JSON can hold; a random generator or a callback is left out."""
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
         value = value.item() if isinstance(value, np.generic) else value
         value = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
-        value = list(map(int, value)) if _is_of_integers(value) else value
-        if value is None or isinstance(value, (bool, int, float, str, list)):
+        if isinstance(value, (list, tuple)):
+            value = [entry.item() if isinstance(entry, np.generic) else entry for entry in value]
+            if all(map(_is_plain, value)):
+                plain[name] = value
+        elif _is_plain(value):
             plain[name] = value
     return plain
 
 
-def _is_of_integers(value: object) -> bool:
-    """Whether it is a tuple of layer sizes or the like."""
-    return isinstance(value, (tuple, list)) and all(isinstance(entry, (int, np.integer)) for entry in value)
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _file_name(path: object) -> str | None:
@@ -171,7 +187,9 @@ class _Header:
             raise ValueError(f"its header lacks {key!r}")
         return self._metadata[key]
 
-    def json(self, key: str, kind: type) -> Any:
+    def json(self, key: str, kind: type, absent: Any = None) -> Any:
+        if absent is not None and key not in self._metadata:
+            return absent
         try:
             value = json.loads(self.text(key))
         except (json.JSONDecodeError, RecursionError):
@@ -181,24 +199,55 @@ class _Header:
         return value
 
 
-def _restore(header: _Header, file: Any) -> Autoencoder:
+class _Part:
+    """The tensors of a file that belong to an estimator inside of another."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._prefix = file, name + "."
+
+    def keys(self) -> list[str]:
+        return [key.removeprefix(self._prefix) for key in self._file.keys() if key.startswith(self._prefix)]  # noqa: SIM118
+
+    def get_tensor(self, name: str) -> NDArray[Any]:
+        tensor: NDArray[Any] = self._file.get_tensor(self._prefix + name)
+        return tensor
+
+    def get_slice(self, name: str) -> Any:
+        return self._file.get_slice(self._prefix + name)
+
+
+def _restore_parts(header: _Header, file: Any) -> dict[str, Network]:
+    parts: dict[str, Network] = {}
+    for name, metadata in header.json("parts", dict, {}).items():
+        if not isinstance(metadata, dict) or not all(isinstance(entry, str) for entry in metadata.values()):
+            raise ValueError("its header entry 'parts' is damaged")
+        try:
+            parts[name] = _restore(_Header(metadata), _Part(file, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        parts[name].checkpoint = None  # the file of the whole holds it
+    return parts
+
+
+def _restore(header: _Header, file: Any) -> Network:
     name = header.text("class")
     if name not in ESTIMATORS:
         raise ValueError(f"it holds an unknown estimator {name!r}")
-    kind: type[Autoencoder] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
+    kind: type[Network] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
     config = Config.from_dict(header.json("config", dict))
     if not kind._has_model(config):
         raise ValueError(f"its layers are not those of a {name}")
     state = TrainerState.from_dict(header.json("trainer", dict))
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
+    parts = _restore_parts(header, file)
+    options = header.json("parameters", dict)
     try:
-        options = header.json("parameters", dict)
-        estimator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
+        estimator = kind(**{n: tuple(value) if isinstance(value, list) else value for n, value in options.items()})
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
-    stored = set(file.keys())
+    stored = {key for key in file.keys() if not key.startswith(tuple(f"{part}." for part in parts))}  # noqa: SIM118
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
     if missing := sorted((wanted | best if best & stored else wanted) - stored):
@@ -215,6 +264,7 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
             name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
         }
     estimator._adopt(engine, state)
+    estimator._restore_more(header.json("more", dict, {}), parts)
     feature_names = header.json("feature_names", list)
     if feature_names:
         if len(feature_names) != config.n_features or not all(isinstance(n, str) for n in feature_names):
@@ -223,7 +273,7 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
     return estimator
 
 
-def _engine_here(config: Config, estimator: Autoencoder) -> Engine:
+def _engine_here(config: Config, estimator: Network) -> Engine:
     """An engine on the estimator's device; a model of a GPU that is not here goes to another device."""
     try:
         return Engine(config, estimator.device)

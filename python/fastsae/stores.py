@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsae._core import DeviceArray
-from fastsae.arrays import Rows, as_rows, readable
+from fastsae.arrays import Rows, as_rows, is_elsewhere, readable
 from fastsae.engine import Engine
 
 Order = NDArray[np.int64]
+
+_CODES_IN_MEMORY = 1 << 30  # bytes; more of them go to a temporary file
+_ROWS_AT_ONCE = 8192  # a multiple of the block of inference, so that the codes have the bits of one call
 
 
 class ArrayStore:
@@ -67,3 +75,26 @@ class ArrayStore:
             row = first if order is None else int(order[first])
             raise ValueError(f"X: row {row} contains NaN, infinity or a number too large for {dtype}")
         return rows
+
+
+@contextlib.contextmanager
+def encoded(X: Any, engine: Engine) -> Iterator[Any]:
+    """The codes of the rows of `X`, shape (n_rows, code_width), made a piece at a time.
+
+    They are where X is. Of a host's rows, codes of more than 1 GiB go to a temporary file: a memory map that ends with
+    the context.
+    """
+    if isinstance(X, DeviceArray) or is_elsewhere(X):
+        yield engine.encode(X)
+        return
+    shape, dtype = (len(X), engine.code_width), np.dtype(engine.config.dtype)
+    with contextlib.ExitStack() as stack:
+        codes: NDArray[Any]
+        if shape[0] * shape[1] * dtype.itemsize <= _CODES_IN_MEMORY:
+            codes = np.empty(shape, dtype)
+        else:
+            codes = np.memmap(stack.enter_context(tempfile.TemporaryFile()), dtype, "w+", shape=shape)
+        for first in range(0, len(X), _ROWS_AT_ONCE):
+            piece = slice(first, first + _ROWS_AT_ONCE)
+            engine.encode(X[piece], codes[piece])
+        yield codes

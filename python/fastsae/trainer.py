@@ -411,14 +411,18 @@ def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterato
         first = last
 
 
-def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_pass: bool = False) -> None:
+def check_combination(
+    config: Config, training: TrainingConfig, X: Any, targets: NDArray[Any] | None = None, *, one_pass: bool = False
+) -> None:
     """Raise ValueError for options that are meaningful alone and not together, or not with these rows.
 
     What a tensor on a device holds is left to :func:`check_values`.
     """
     _held_out_rows(X.shape[0], training.validation_fraction)
-    if isinstance(X, np.ndarray) and config.loss == "cross_entropy" and (X.min() < 0 or X.max() > 1):
-        raise ValueError(f"X: loss='cross_entropy' needs numbers in [0, 1], got them from {X.min():g} to {X.max():g}")
+    name, goal = ("X", X) if targets is None else ("targets", targets)
+    if isinstance(goal, np.ndarray) and config.loss == "cross_entropy" and (goal.min() < 0 or goal.max() > 1):
+        low, high = goal.min(), goal.max()
+        raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], got them from {low:g} to {high:g}")
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")

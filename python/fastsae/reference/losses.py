@@ -58,12 +58,12 @@ class CategoricalCrossEntropy(Loss):
 
     def value(self, x: Array, z: Array, y: Array) -> Array:
         z = z - z.max(axis=1, keepdims=True)
-        losses: Array = -x * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
-        return losses
+        log_y: Array = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+        return -x * log_y
 
     def delta(self, x: Array, z: Array, y: Array, slope: Array) -> Array:
-        delta: Array = y * x.sum(axis=1, keepdims=True) - x
-        return delta
+        mass: Array = x.sum(axis=1, keepdims=True)
+        return y * mass - x
 
 
 LOSSES: dict[str, Loss] = {"squared_error": SquaredError(), "cross_entropy": CrossEntropy()}
