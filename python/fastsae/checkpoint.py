@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
+from sklearn.base import clone
 
 from fastsae._core import DeviceError
 from fastsae.checks import check_integer
@@ -24,17 +25,23 @@ from fastsae.engine import Engine
 from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
+    from fastsae.anomaly import AnomalyDetector
     from fastsae.base import Autoencoder
 
 FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
+_AROUND = "around."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {"SparseAutoencoder": "estimators"}
+#: Estimators around one of these.
+AROUND = {"AnomalyDetector": "anomaly"}
 
 
-def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
-    """Write a fitted estimator to `path`; what was there stays whole until the new file is complete.
+def save(estimator: Autoencoder, path: str | os.PathLike[str], around: AnomalyDetector | None = None) -> None:
+    """Write a fitted estimator, and the one around it, to `path`.
+
+    What was there stays whole until the new file is complete.
 
     Raises
     ------
@@ -52,13 +59,20 @@ def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
         "config": json.dumps(engine.config.to_dict()),
         "steps": json.dumps(engine.steps),
         "trainer": json.dumps(state.to_dict()),
-        "feature_names": json.dumps(list(map(str, getattr(estimator, "feature_names_in_", [])))),
+        "feature_names": _feature_names(estimator),
     }
+    if around is not None:
+        header |= {
+            "around": type(around).__name__,
+            "around_parameters": json.dumps(_plain_parameters(around)),
+            "feature_names": _feature_names(around),
+        }
+        tensors |= {_AROUND + name: value for name, value in around._fitted().items()}
     write_atomically(path, to_safetensors(tensors, metadata=header))
 
 
-def load(path: str | os.PathLike[str]) -> Autoencoder:
-    """The estimator that :meth:`fastsae.SparseAutoencoder.save` wrote.
+def load(path: str | os.PathLike[str]) -> Any:
+    """The estimator whose method `save` wrote `path`: an autoencoder, or a detector around one.
 
     Parameters
     ----------
@@ -78,11 +92,12 @@ def load(path: str | os.PathLike[str]) -> Autoencoder:
         pass
     try:
         with safe_open(path, framework="numpy") as file:
-            estimator = _restore(_Header(file.metadata()), file)
+            header = _Header(file.metadata())
+            estimator = _restore(header, file)
             # Training goes on in this file if it is the one that it wrote, and never where a file says.
             own = _file_name(estimator.checkpoint) == os.path.basename(path)
             estimator.checkpoint = path if own else None
-            return estimator
+            return _restore_around(estimator, header, file) if header.has("around") else estimator
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a usable fastsae checkpoint: {error}") from None
 
@@ -141,6 +156,10 @@ def _plain_parameters(estimator: Autoencoder) -> dict[str, Any]:
     return plain
 
 
+def _feature_names(estimator: Any) -> str:
+    return json.dumps(list(map(str, getattr(estimator, "feature_names_in_", []))))
+
+
 def _file_name(path: object) -> str | None:
     return os.path.basename(path) if isinstance(path, str) else None
 
@@ -154,6 +173,9 @@ class _Header:
             raise ValueError("it has no fastsae header")
         if not 1 <= self.json("version", int) <= VERSION:
             raise ValueError(f"it has version {self.text('version')}, this fastsae reads 1 to {VERSION}")
+
+    def has(self, key: str) -> bool:
+        return key in self._metadata
 
     def text(self, key: str) -> str:
         if key not in self._metadata:
@@ -187,6 +209,8 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
     stored = set(file.keys())
+    if header.has("around"):
+        stored = {name for name in stored if not name.startswith(_AROUND)}
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
     if missing := sorted((wanted | best if best & stored else wanted) - stored):
@@ -208,6 +232,27 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
         if len(feature_names) != config.n_features or not all(isinstance(n, str) for n in feature_names):
             raise ValueError("its feature names do not fit the model")
         estimator.feature_names_in_ = np.asarray(feature_names, dtype=object)
+    return estimator
+
+
+def _restore_around(autoencoder: Autoencoder, header: _Header, file: Any) -> AnomalyDetector:
+    name = header.text("around")
+    if name not in AROUND:
+        raise ValueError(f"it holds an unknown estimator {name!r}")
+    kind: type[AnomalyDetector] = getattr(importlib.import_module(f"fastsae.{AROUND[name]}"), name)
+    # One that is no plain value is the estimator that was trained, before its training.
+    options = {"autoencoder": clone(autoencoder), **header.json("around_parameters", dict)}
+    try:
+        estimator = kind(**options)
+    except TypeError as error:
+        raise ValueError(f"its header entry 'around_parameters': {error}") from None
+    like = kind._tensors_like(autoencoder.n_features_in_)
+    stored = set(file.keys())
+    if unknown := sorted(n for n in stored if n.startswith(_AROUND) and n.removeprefix(_AROUND) not in like):
+        raise ValueError(f"tensor {unknown[0]!r} is unknown")
+    estimator._adopt(autoencoder, {n: _stored(file, _AROUND + n, value) for n, value in like.items()})
+    if hasattr(autoencoder, "feature_names_in_"):  # it sees standardised rows, which have none
+        estimator.feature_names_in_ = autoencoder.__dict__.pop("feature_names_in_")
     return estimator
 
 
