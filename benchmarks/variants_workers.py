@@ -68,7 +68,7 @@ def layers(row: Row) -> tuple[Any, ...]:
     from fastsae import LayerConfig
 
     if row["model"] == "conv":
-        from fastsae.layers import ConvConfig, ConvTransposeConfig
+        from fastsae import ConvConfig, ConvTransposeConfig
 
         few, many = row["channels"]
         by = {"kernel": KERNEL, "stride": STRIDE, "padding": PADDING}
@@ -82,7 +82,7 @@ def layers(row: Row) -> tuple[Any, ...]:
     hidden = "sigmoid" if row["model"] == "contractive" else "relu"
     made: list[Any] = [LayerConfig(n, hidden) for n in row["widths"][1:-1]]
     if row["model"] == "variational":
-        from fastsae.layers import GaussianConfig
+        from fastsae import GaussianConfig
 
         made[len(made) // 2] = GaussianConfig(made[len(made) // 2].units)
     return (*made, LayerConfig(row["widths"][-1], "sigmoid"))
