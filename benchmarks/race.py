@@ -173,13 +173,17 @@ def floors(row: Row, compared: dict[str, Any], floor: float | None) -> dict[str,
     return {**row, **compared, "floor_seconds": floor, "measured_over_floor": over}
 
 
-def losses(results: dict[str, dict[str, Any]], precision: str) -> dict[str, Any]:
-    """The loss of each contender after 20 steps from the same weights, and whether they are the same."""
+def losses(results: dict[str, dict[str, Any]], precision: str, times: float = 1) -> dict[str, Any]:
+    """The loss of each contender after 20 steps from the same weights, and whether they are the same.
+
+    The tolerance is that of the precision, `times` over.
+    """
+    tolerance = times * TOLERANCE[precision]
     found = {name: result["loss"] for name, result in results.items() if "loss" in result}
     parts = {name: result["reconstruction"] for name, result in results.items() if "loss" in result}
     apart = 0.0
     for values in (found, parts):
         if "ours" in values:
             apart = max(apart, *(abs(v - values["ours"]) / abs(values["ours"]) for v in values.values()))
-    same = "ours" in found and len(found) > 1 and apart <= TOLERANCE[precision]
-    return {"loss_after_20_steps": found, "losses_apart": apart, "tolerance": TOLERANCE[precision], "same_losses": same}
+    same = "ours" in found and len(found) > 1 and apart <= tolerance
+    return {"loss_after_20_steps": found, "losses_apart": apart, "tolerance": tolerance, "same_losses": same}

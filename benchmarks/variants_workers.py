@@ -88,6 +88,20 @@ def layers(row: Row) -> tuple[Any, ...]:
     return (*made, LayerConfig(row["widths"][-1], "sigmoid"))
 
 
+def configuration(row: Row) -> Any:
+    from fastsae import Config
+
+    side, options = round(row["features"] ** 0.5), {}
+    if row["model"] == "conv":
+        options = {"input_shape": (1, side, side)}
+    elif row["model"] == "variational":
+        options = {"loss": "cross_entropy"}
+    elif row["model"] == "contractive":
+        options = {"contraction": CONTRACTION}
+    adam = {"learning_rate": RATE, "beta1": BETA1, "beta2": BETA2, "epsilon": EPSILON}
+    return Config(row["features"], layers(row), weight_decay=0.0, **adam, **options)
+
+
 class Ours(Worker):
     """Engine.run_epoch in a new order for each epoch."""
 
@@ -98,26 +112,13 @@ class Ours(Worker):
 
     def setup(self, row: Row) -> dict[str, Any]:
         import fastsae
-        from fastsae import Config, Engine
+        from fastsae import Engine
 
         if self.device == "cpu":
             fastsae.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         made = dict(np.load(row["problem"]))
-        side = round(row["features"] ** 0.5)
-        config = Config(
-            row["features"],
-            layers(row),
-            weight_decay=0.0,
-            learning_rate=RATE,
-            beta1=BETA1,
-            beta2=BETA2,
-            epsilon=EPSILON,
-            **({"input_shape": (1, side, side)} if row["model"] == "conv" else {}),
-            **({"loss": "cross_entropy"} if row["model"] == "variational" else {}),
-            **({"contraction": CONTRACTION} if row["model"] == "contractive" else {}),
-        )
         self.batch = row["batch"]
-        self.engine = Engine(config, self.device)
+        self.engine = Engine(configuration(row), self.device)
         self.engine.set_parameters({name: value for name, value in made.items() if name[0] in "Wb"})
         self.X, where = on_device(made["X"], self.device)
         self.random = np.random.default_rng(0)
