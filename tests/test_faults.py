@@ -296,11 +296,11 @@ def tied_weights_decayed_twice(patch: Patch) -> None:
 
 @fault(gradient_of(activation="tanh", tied=True))
 def tied_gradient_without_the_decoder(patch: Patch) -> None:
-    def encoder_alone(original: Any, self: Layered, X: Any, layers: Any, share: Any) -> Any:
-        parts, gradients = original(self, X, layers, share)
+    def encoder_alone(original: Any, self: Layered, *batch: Any) -> Any:
+        parts, gradients = original(self, *batch)
         twin = Layered(dataclasses.replace(self.config, tied=False), self.dtype.name)
         twin.set({**self.parameters, "W2": self.parameters["W1"].T})
-        return parts, {**gradients, "W1": original(twin, X, layers, share)[1]["W1"]}
+        return parts, {**gradients, "W1": original(twin, *batch)[1]["W1"]}
 
     replace(patch, Layered, "_backward", encoder_alone)
 

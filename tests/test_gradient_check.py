@@ -109,8 +109,8 @@ def test_a_wrong_cost_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sae = make(rho=0.2)
     evaluate = Engine.evaluate
 
-    def wrong(self: Engine, X: Any, sample_weight: Any = None) -> dict[str, float]:
-        parts = evaluate(self, X, sample_weight)
+    def wrong(self: Engine, X: Any, *arguments: Any, **rest: Any) -> dict[str, float]:
+        parts = evaluate(self, X, *arguments, **rest)
         return {**parts, "loss": parts["loss"] - parts["decay"]}
 
     monkeypatch.setattr(Engine, "evaluate", wrong)
@@ -133,9 +133,9 @@ def test_coordinates_are_drawn_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     evaluate = Engine.evaluate
 
-    def spy(self: Engine, *arguments: Any) -> dict[str, float]:
+    def spy(self: Engine, *arguments: Any, **rest: Any) -> dict[str, float]:
         calls.append(1)
-        return evaluate(self, *arguments)
+        return evaluate(self, *arguments, **rest)
 
     monkeypatch.setattr(Engine, "evaluate", spy)
     check_gradient(sae, data(), n_coordinates=2)

@@ -17,13 +17,25 @@ if TYPE_CHECKING:
     from fastsae.anomaly import AnomalyDetector
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
+    from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.image_layers import (
+        ConvConfig,
+        ConvTransposeConfig,
+        PoolConfig,
+        ReshapeConfig,
+        UnpoolConfig,
+        UpsampleConfig,
+    )
+    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
+    from fastsae.variational import VariationalAutoencoder
 
 __version__ = "0.1.0"
 
@@ -32,11 +44,21 @@ __version__ = "0.1.0"
 _HOMES = {
     "AnomalyDetector": "anomaly",
     "Config": "config",
+    "ConvConfig": "image_layers",
+    "ConvTransposeConfig": "image_layers",
+    "DenoisingAutoencoder": "denoising",
+    "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
+    "GaussianConfig": "layers",
     "LayerConfig": "config",
+    "PoolConfig": "image_layers",
+    "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
+    "UnpoolConfig": "image_layers",
+    "UpsampleConfig": "image_layers",
+    "VariationalAutoencoder": "variational",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
@@ -51,13 +73,23 @@ _MODULES = ("metrics", "plots", "reference")
 __all__ = [
     "AnomalyDetector",
     "Config",
+    "ContractiveAutoencoder",
+    "ConvConfig",
+    "ConvTransposeConfig",
+    "DenoisingAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",
+    "GaussianConfig",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "SparseAutoencoder",
     "TopKEncoder",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
+    "VariationalAutoencoder",
     "check_gradient",
     "cuda_blas",
     "cuda_unavailable_reason",

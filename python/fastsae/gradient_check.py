@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ def check_gradient(
     X: ArrayLike,
     *,
     sample_weight: ArrayLike | None = None,
+    targets: ArrayLike | None = None,
     n_coordinates: int = 200,
     random_state: int = 0,
 ) -> float:
@@ -34,6 +36,8 @@ def check_gradient(
     X : array, shape (n_rows, n_features)
         Rows to compute the cost of; ten are enough.
     sample_weight : array, shape (n_rows,), optional
+    targets : array, shape (n_rows, n_outputs), optional
+        What the output of each row should be; None means X.
     n_coordinates : int
         At most so many coordinates of each parameter.
     random_state : int
@@ -60,26 +64,31 @@ def check_gradient(
     rows = as_rows("X", X, engine.config.n_features, "float64")
     twin = Engine(dataclasses.replace(engine.config, dtype="float64"))
     twin.set_parameters(engine.get_parameters())
+    twin.noise_seed, twin.epoch = engine.noise_seed, engine.epoch
     random = np.random.default_rng(random_state)
-    twin.gradient(rows, sample_weight)
+
+    def cost() -> float:
+        return twin.evaluate(rows, sample_weight, targets=targets)["loss"]
+
+    twin.gradient(rows, sample_weight, targets=targets)
     numeric: list[float] = []
     analytic: list[float] = []
     for name, value in twin.get_parameters().items():
         gradient = twin.get("gradient." + name).ravel()
         chosen = random.permutation(value.size)[:n_coordinates]
         analytic += gradient[chosen].tolist()
-        numeric += [_slope(twin, name, value, int(i), rows, sample_weight) for i in chosen]
+        numeric += [_slope(twin, name, value, int(i), cost) for i in chosen]
     a, b = np.array(numeric), np.array(analytic)
     scale = float(np.linalg.norm(a + b))
     return float(np.linalg.norm(a - b)) / scale if scale > 0 else 0.0
 
 
-def _slope(engine: Engine, name: str, value: Any, index: int, rows: Any, weights: ArrayLike | None) -> float:
-    cost: dict[int, float] = {}
+def _slope(engine: Engine, name: str, value: Any, index: int, cost: Callable[[], float]) -> float:
+    costs: dict[int, float] = {}
     for steps in (-2, -1, 1, 2):
         moved = value.copy()
         moved.flat[index] += steps * _STEP
         engine.set(name, moved)
-        cost[steps] = engine.evaluate(rows, weights)["loss"]
+        costs[steps] = cost()
     engine.set(name, value)
-    return (cost[-2] - 8 * cost[-1] + 8 * cost[1] - cost[2]) / (12 * _STEP)
+    return (costs[-2] - 8 * costs[-1] + 8 * costs[1] - costs[2]) / (12 * _STEP)

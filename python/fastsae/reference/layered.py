@@ -8,16 +8,33 @@ Layers are numbered 1 ... L. Layer l computes ``z_l = a_{l-1} W_l' + b_l`` and `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
-from fastsae.reference.activations import ACTIVATIONS, Activation, Array
+from fastsae.layers import GaussianConfig
+from fastsae.reference.activations import Activation, Array
+from fastsae.reference.contraction import Contraction, contract
+from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
-from fastsae.reference.losses import LOSSES, factor
+from fastsae.reference.losses import Loss, factor, loss_of
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
+from fastsae.reference.random import Noise
+from fastsae.reference.variational import GaussianCode
+
+
+class _Batch(NamedTuple):
+    """What a step knows of its rows."""
+
+    x: Array  # [N, d] as the first layer reads it
+    target: Array  # [N, outputs]
+    weight: Array  # [N, outputs] of the elements of the loss
+    share: Array  # [N]
+    noise: Noise
+    layers: list[tuple[Array, Array]]  # (z, a) of every layer
 
 
 class Layered:
@@ -42,6 +59,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
+    noise_seed, epoch : int
+        Of the noise that a step draws.
     """
 
     def __init__(self, config: Config, dtype: str = "float64") -> None:
@@ -55,6 +74,8 @@ class Layered:
             LAYERS[layer.kind](layer, *shapes[i : i + 2])  # the input's shape and the output's
             for i, layer in enumerate(config.layers)
         ]
+        for number, pool in config.places_of.items():
+            self.ops[number - 1].pool = self.ops[pool - 1]  # type: ignore[attr-defined]
         for name, shape in config.parameter_shapes.items():
             self.parameters[name] = np.zeros(shape, self.dtype)
         moments: tuple[dict[str, Array], ...] = ({}, {})
@@ -63,6 +84,7 @@ class Layered:
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
+        self.noise_seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
         """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
@@ -92,12 +114,19 @@ class Layered:
         """The reconstruction [N, d] of `X` [N, d]."""
         return self.forward(X)[-1][1]
 
-    def row_losses(self, X: ArrayLike) -> Array:
-        """Reconstruction loss of each row of `X` [N, d], reduced over features: [N]."""
-        X = np.asarray(X, self.dtype)
-        return self._row_losses(X, self.forward(X))
+    def row_losses(self, X: ArrayLike, targets: ArrayLike | None = None) -> Array:
+        """Loss of each row of `X` [N, d] against `targets` [N, outputs] or X, reduced over features: [N]."""
+        target = np.asarray(X if targets is None else targets, self.dtype)
+        return self._row_losses(target, self.forward(X)[-1], np.ones_like(target))
 
-    def evaluate(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
+    ) -> dict[str, float]:
         """The parts of J on `X` [N, d]; KL takes the mean over the given rows, also under ``rho_hat="ema"``.
 
         Parameters
@@ -105,20 +134,29 @@ class Layered:
         X : array [N, d]
         sample_weight : array [N], optional
             Weights w; only the shares ``w / W`` matter.
+        targets : array [N, outputs], optional
+            What the output should be; None means X.
+        numbers : array of int [N], optional
+            Which row of the data set each one is: its noise. None means 0, 1, ...
 
         Returns
         -------
         dict
             ``reconstruction``, ``penalty``, ``decay`` and their sum ``loss``.
         """
-        X = np.asarray(X, self.dtype)
-        share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
-        penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
-        return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
+        batch = self._batch(X, sample_weight, targets, numbers)
+        penalty = self._contraction(batch).value
+        for number, (z, a) in enumerate(batch.layers[:-1], start=1):
+            penalty += self._penalty(number, a, batch.share)[0] + self._code_cost(number, z, batch.share)[0]
+        return self._parts(batch, penalty)
 
     def value_and_gradient(
-        self, X: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
     ) -> tuple[dict[str, float], dict[str, Array]]:
         """The parts of J as a training step sees it, and the gradient of J by parameter name.
 
@@ -128,7 +166,8 @@ class Layered:
         Parameters
         ----------
         X : array [N, d]
-        sample_weight : array [N], optional
+        sample_weight, targets, numbers : optional
+            As for `evaluate`.
 
         Returns
         -------
@@ -137,15 +176,20 @@ class Layered:
         gradients : dict of str to array
             Shaped as `parameters`.
         """
-        X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        return self._backward(self._batch(X, sample_weight, targets, numbers))
 
-    def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def step(
+        self,
+        X: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        targets: ArrayLike | None = None,
+        numbers: ArrayLike | None = None,
+    ) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
-        X = np.asarray(X, self.dtype)
-        share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
-        parts, gradients = self._backward(X, layers, share)
+        batch = self._batch(X, sample_weight, targets, numbers)
+        share, layers = batch.share, batch.layers
+        parts, gradients = self._backward(batch)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
@@ -162,34 +206,56 @@ class Layered:
                 state[name] = moment
         return parts
 
-    def _backward(
-        self, X: Array, layers: list[tuple[Array, Array]], share: Array
-    ) -> tuple[dict[str, float], dict[str, Array]]:
-        config = self.config
+    def _batch(
+        self, X: ArrayLike, sample_weight: ArrayLike | None, targets: ArrayLike | None, numbers: ArrayLike | None
+    ) -> _Batch:
+        X = np.asarray(X, self.dtype)
+        target = X if targets is None else np.asarray(targets, self.dtype)
+        noise = Noise(self.noise_seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
+        x, weight = corrupt(self.config, X, target, noise)
+        layers = self._run(x, range(1, self.depth + 1), noise)
+        return _Batch(x, target, weight, self._share(len(X), sample_weight), noise, layers)
+
+    def _backward(self, batch: _Batch) -> tuple[dict[str, float], dict[str, Array]]:
+        config, share, layers = self.config, batch.share, batch.layers
         gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        penalty = 0.0
+        contraction = self._contraction(batch)
+        penalty = contraction.value
         # delta [N, units] is dJ/dz of one layer: of the output first, then layer by layer down to the input.
         z, y = layers[-1]
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        delta = share[:, None] * scale * LOSSES[config.loss].delta(X, z, y, self._activation(self.depth).slope(y))
+        scale = factor(config.loss, config.loss_reduction, config.output_width)
+        slope = self._loss().delta(batch.target, z, y, self._activation(self.depth).slope(y))
+        delta: Array = share[:, None] * scale * batch.weight * slope
         for number in range(self.depth, 0, -1):
-            below = layers[number - 2][1] if number > 1 else X
+            below = layers[number - 2][1] if number > 1 else batch.x
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
-                if self._uses_transpose(number):
-                    gradients[f"W{self.depth + 1 - number}"] += gradient.T
-                else:
-                    gradients[f"W{number}"] += gradient
+                turned = self._is_tied(number) and self.ops[number - 1].transposes_tied
+                gradient = gradient.T if turned else gradient
+                gradients[self._weight_name(number)][: len(gradient)] += gradient
                 gradients[f"b{number}"] = self._by_position(number, delta).sum(axis=(0, 2))
             if number > 1:
-                value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
+                through = self.ops[number - 1].backward(delta, self._weight(number))
+                code = self._code(number - 1)
+                if code is not None:
+                    moments = layers[number - 2][0]
+                    value, pull = self._code_cost(number - 1, moments, share)
+                    delta = code.backward(through, moments, below, share[:, None] * pull)
+                else:
+                    value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
+                    through = through + share[:, None] * pull
+                    delta = through * self._activation(number - 1).slope(below)
                 penalty += value
-                through = self.ops[number - 1].backward(delta, self._weight(number)) + share[:, None] * pull
-                delta = through * self._activation(number - 1).slope(below)
+                delta = delta + contraction.deltas.get(number - 1, 0.0)
+        for name, gradient in contraction.gradients.items():
+            gradients[name] += gradient
         if not OPTIMIZERS[config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 gradients[name] += self._decay(name) * self.parameters[name]
-        return self._parts(self._row_losses(X, layers), share, penalty), gradients
+        return self._parts(batch, penalty), gradients
+
+    def _contraction(self, batch: _Batch) -> Contraction:
+        return contract(self.config, self.parameters, batch.x, batch.layers, batch.share, batch.noise)
 
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
@@ -197,7 +263,7 @@ class Layered:
         A map counts as one unit, whose activation is the mean over its positions.
         """
         layer = self._layer(number)
-        if not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
+        if self._code(number) or not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
         beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
         _, height, width = self.ops[number - 1].out_shape
@@ -213,6 +279,15 @@ class Layered:
         pull = beta / width_of / positions * penalty.slope(q, rho)  # [channels]
         return beta * float(penalty.value(q, rho).sum()), np.repeat(pull, positions)
 
+    def _code_cost(self, number: int, moments: Array, share: Array) -> tuple[float, Array]:
+        """The cost of layer `number` if it is a Gaussian code, and its slope by each latent's mean divergence."""
+        code = self._code(number)
+        return (0.0, np.zeros(0)) if code is None else code.cost(moments, share, self.epoch)
+
+    def _code(self, number: int) -> GaussianCode | None:
+        layer = self.config.layers[number - 1]
+        return GaussianCode(layer) if isinstance(layer, GaussianConfig) else None
+
     def _mean(self, number: int, a: Array, share: Array) -> Array:
         """Mean activation of each unit or map over the rows and positions, [channels]."""
         means: Array = np.tensordot(share, self._by_position(number, a).mean(axis=2), axes=1)
@@ -226,15 +301,16 @@ class Layered:
         return d * self.rho_hat[number] + (1.0 - d) * self._mean(number, a, share)
 
     def _by_position(self, number: int, values: Array) -> Array:
-        """Values of the output of layer `number` as [N, channels, positions]."""
-        return values.reshape(len(values), self.ops[number - 1].out_shape[0], -1)
+        """Values of the output of layer `number`, which has weights, as [N, channels, positions]."""
+        return values.reshape(len(values), len(self.parameters[f"b{number}"]), -1)
 
-    def _parts(self, row_losses: Array, share: Array, penalty: float) -> dict[str, float]:
+    def _parts(self, batch: _Batch, penalty: float) -> dict[str, float]:
         decay = 0.0
         if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
             for name in self._weight_names():
                 decay += self._decay(name) / 2.0 * float((self.parameters[name] ** 2).sum())
-        reconstruction = float(share @ row_losses)
+        losses = self._row_losses(batch.target, batch.layers[-1], batch.weight)
+        reconstruction = float(batch.share @ losses)
         return {
             "reconstruction": reconstruction,
             "penalty": penalty,
@@ -242,13 +318,16 @@ class Layered:
             "loss": reconstruction + penalty + decay,
         }
 
-    def _row_losses(self, X: Array, layers: list[tuple[Array, Array]]) -> Array:
-        config = self.config
-        scale = factor(config.loss, config.loss_reduction, config.n_features)
-        losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
+    def _row_losses(self, target: Array, output: tuple[Array, Array], weight: Array) -> Array:
+        scale = factor(self.config.loss, self.config.loss_reduction, self.config.output_width)
+        losses: Array = scale * (weight * self._loss().value(target, *output)).sum(axis=1)
         return losses
 
-    def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
+    def _loss(self) -> Loss:
+        return loss_of(self.config.loss, self._layer(self.depth).activation)
+
+    def _run(self, X: ArrayLike, numbers: range, noise: Noise | None = None) -> list[tuple[Array, Array]]:
+        """``(z, a)`` of the layers of those numbers, with noise as in training or without."""
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
@@ -256,7 +335,11 @@ class Layered:
             if self._has_weights(number):
                 positions = z.shape[1] // len(self.parameters[f"b{number}"])
                 z = z + np.repeat(self.parameters[f"b{number}"], positions)
-            a = self._activation(number).value(z)
+            code = self._code(number)
+            if code is None:
+                a = self._activation(number).value(z)
+            else:
+                a = code.mean(z) if noise is None else code.sample(z, noise)
             layers.append((z, a))
         return layers
 
@@ -272,22 +355,26 @@ class Layered:
         return self.config.layers[number - 1]  # type: ignore[return-value]
 
     def _activation(self, number: int) -> Activation:
-        return ACTIVATIONS[self._layer(number).activation if self._has_weights(number) else "identity"]
+        return OUTPUT_ACTIVATIONS[getattr(self._layer(number), "activation", "identity")]
 
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
 
-    def _uses_transpose(self, number: int) -> bool:
+    def _is_tied(self, number: int) -> bool:
         return self.config.tied and 2 * number > self.depth
 
     def _weight(self, number: int) -> Array | None:
         """W of layer `number`, [units, inputs] of a dense one; None without weights."""
         if not self._has_weights(number):
             return None
-        if self._uses_transpose(number):
-            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"].T
-            return mirrored
-        return self.parameters[f"W{number}"]
+        weight = self.parameters[self._weight_name(number)]
+        if self._is_tied(number) and self.ops[number - 1].transposes_tied:
+            # Of a Gaussian code only the weights of the means, which come first.
+            weight = weight[: self.config.widths[number - 1]].T
+        return weight
+
+    def _weight_name(self, number: int) -> str:
+        return f"W{self.depth + 1 - number if self._is_tied(number) else number}"
 
     def _weight_names(self) -> list[str]:
         return [name for name in self.parameters if name.startswith("W")]
@@ -298,4 +385,5 @@ class Layered:
         return float(self.config.weight_decay if own is None else own)
 
     def _has_kl(self, number: int) -> bool:
-        return self._has_weights(number) and self._layer(number).penalty == "kl" and self._layer(number).beta > 0
+        layer = self._layer(number)
+        return self._has_weights(number) and getattr(layer, "penalty", "none") == "kl" and layer.beta > 0

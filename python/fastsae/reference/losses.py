@@ -50,7 +50,28 @@ class CrossEntropy(Loss):
         return y - x
 
 
+class CategoricalCrossEntropy(Loss):
+    """``-x_k log(y_k)`` of a softmax output, computed from the logits z; its rows sum to the loss.
+
+    Where the target is a distribution, its derivative by z is ``y - x`` (Bishop 2006, section 4.3.4).
+    """
+
+    def value(self, x: Array, z: Array, y: Array) -> Array:
+        z = z - z.max(axis=1, keepdims=True)
+        losses: Array = -x * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
+        return losses
+
+    def delta(self, x: Array, z: Array, y: Array, slope: Array) -> Array:
+        delta: Array = y * x.sum(axis=1, keepdims=True) - x
+        return delta
+
+
 LOSSES: dict[str, Loss] = {"squared_error": SquaredError(), "cross_entropy": CrossEntropy()}
+
+
+def loss_of(loss: str, activation: str) -> Loss:
+    """The loss of that name behind an output layer with that activation."""
+    return CategoricalCrossEntropy() if activation == "softmax" else LOSSES[loss]
 
 
 def factor(loss: str, reduction: str, n_features: int) -> float:

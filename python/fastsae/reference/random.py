@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -48,3 +50,34 @@ def two_normals(word0: Words, word1: Words) -> tuple[Array, Array]:
     """``sqrt(-2 log u) (cos, sin)(2 pi v)`` with u and v the uniforms of the two words."""
     radius, turn = np.sqrt(-2.0 * np.log(uniform(word0))), 2.0 * np.pi * uniform(word1)
     return radius * np.cos(turn), radius * np.sin(turn)
+
+
+def normals(stream: str, seed: int, epoch: int, rows: ArrayLike, n_columns: int) -> Array:
+    """A standard normal number for each row of the data set and each column, [rows, n_columns].
+
+    A row is cut into four runs of columns, the last of which may be shorter: the four numbers of one draw are those of
+    its column in each run.
+    """
+    a, b, c, d = draw(stream, seed, epoch, rows, np.arange(-(-n_columns // 4)))
+    runs: Array = np.concatenate([*two_normals(a, b), *two_normals(c, d)], axis=1)
+    return runs[:, :n_columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Where a step's random numbers come from.
+
+    Attributes
+    ----------
+    seed, epoch : int
+    numbers : array [N]
+        Which row of the data set each one is.
+    """
+
+    seed: int
+    epoch: int
+    numbers: ArrayLike
+
+    def normals(self, stream: str, like: Array) -> Array:
+        """Standard normals in the shape and type of `like` [N, columns]."""
+        return normals(stream, self.seed, self.epoch, self.numbers, like.shape[1]).astype(like.dtype)
