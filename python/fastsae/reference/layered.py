@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.config import Config, LayerConfig
 from fastsae.layers import GaussianConfig
-from fastsae.reference.activations import Activation, Array
+from fastsae.reference.activations import OUTPUT_ACTIVATIONS, Activation, Array
 from fastsae.reference.contraction import Contraction, contract
 from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
