@@ -21,29 +21,21 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpu_workers import selection_problem
+from race import Bench, Row, compare, floors, losses, median_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-Row = dict[str, Any]
-
-#: Relative difference of the loss after 20 steps that rounding explains. For fp32 the sums round too, at every step;
-#: otherwise the factors, whose errors mostly average out: a few times one of them.
-TOLERANCE = {"fp32": 20 * 16 * 2.0**-24, "tf32": 4 * 2.0**-11, "bf16": 4 * 2.0**-8}
-
 #: features, hidden, batch, batches; those of the issue's finish lines first.
 MODELS = [(64, 25, 100, 100), (784, 196, 256, 64), (4096, 16384, 4096, 4), (1024, 4096, 4096, 8), (64, 25, 10000, 10)]
 TINY_MODELS = [(8, 5, 10, 6), (20, 12, 16, 4)]
@@ -61,139 +53,6 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 PEERS = ("torch default", "torch fused", "torch compiled", "torch captured", "jax jit", "jax scan")
 #: max-autotune, on two rows.
 AUTOTUNED = {(784, 196, 256, "fp32"), (4096, 16384, 4096, "bf16")}
-#: A user's choices, of which the faster one counts.
-GROUPS = {
-    "eager": ("torch default", "torch fused"),
-    "compiled": ("torch compiled", "torch captured", "torch autotuned"),
-    "jax": ("jax jit", "jax scan"),
-    "torch.topk": ("select torch default", "select torch compiled"),
-}
-
-
-class Contender:
-    """A worker process."""
-
-    def __init__(self, name: str, device: str, log: Path) -> None:
-        self.name = name
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
-        if device == "cpu":
-            environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-        with log.open("a") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, HERE / "gpu_workers.py", name, "--device", device],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-            )
-        self.lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put("")
-
-    def ask(self, request: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # a process that has ended answers with an empty line
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-
-    def answer(self, seconds: float) -> dict[str, Any]:
-        try:
-            line = self.lines.get(timeout=max(0.1, seconds))
-        except queue.Empty:
-            self.process.kill()
-            return {"error": f"no answer within {seconds:.0f} s"}
-        return json.loads(line) if line else {"error": f"ended with code {self.process.wait()}; see the log"}
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-class Bench:
-    """The contenders of a stage and the clock."""
-
-    def __init__(self, options: argparse.Namespace, log: Path) -> None:
-        self.device, self.rounds, self.seconds = options.device, options.rounds, options.slice
-        self.end = time.monotonic() + options.limit
-        self.log = log
-        self.contenders: dict[str, Contender] = {}
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def contender(self, name: str) -> Contender:
-        if name not in self.contenders or self.contenders[name].ended:
-            self.contenders[name] = Contender(name, self.device, self.log)
-        return self.contenders[name]
-
-    def race(self, row: Row, names: list[str]) -> dict[str, dict[str, Any]]:
-        """What each contender answered, with the seconds per step of each round under ``rounds``."""
-        started = time.monotonic()
-        running = {name: self.contender(name) for name in names}
-        for contender in running.values():
-            contender.ask({"do": "prepare", "row": row})
-        patience = time.monotonic() + min(180, self.left())
-        results = {name: contender.answer(patience - time.monotonic()) for name, contender in running.items()}
-        ready = [name for name in names if "error" not in results[name]]
-        for name in ready:
-            results[name]["rounds"] = []
-        for number in range(self.rounds + 1):
-            for name in ready:
-                if "error" in results[name]:
-                    continue
-                running[name].ask({"do": "slice", "seconds": self.seconds})
-                answer = running[name].answer(min(60, self.left()))
-                if "error" in answer:
-                    results[name]["error"] = answer["error"]
-                elif number > 0:  # the first round warms up, and says how long a step is without the others
-                    results[name]["rounds"].append(answer["seconds_per_step"])
-        for name in ready:
-            running[name].ask({"do": "release"})
-            running[name].answer(30)
-        print(f"  {row}: {time.monotonic() - started:.0f} s, {self.left():.0f} s left", flush=True)
-        return results
-
-    def stop(self) -> None:
-        for contender in self.contenders.values():
-            contender.stop()
-
-
-def median_of(result: dict[str, Any]) -> float | None:
-    return statistics.median(result["rounds"]) if result.get("rounds") and "error" not in result else None
-
-
-def compare(results: dict[str, dict[str, Any]], ours: str) -> dict[str, Any]:
-    """Times of all, and how many times faster we are than the fastest of each group, round by round."""
-    times = {name: median_of(result) for name, result in results.items()}
-    ratios: dict[str, float] = {}
-    for group, members in GROUPS.items():
-        there = [name for name in members if times.get(name) is not None]
-        if there and times.get(ours):
-            fastest = min(there, key=lambda name: times[name] or 0.0)
-            pairs = zip(results[fastest]["rounds"], results[ours]["rounds"], strict=True)
-            ratios[group] = round(statistics.median(peer / own for peer, own in pairs), 3)
-    return {
-        "measured_seconds": times.get(ours),
-        "seconds": {name: seconds for name, seconds in times.items() if seconds is not None},
-        "times_faster_than": ratios,
-        "missing": {name: result["error"] for name, result in results.items() if "error" in result},
-    }
-
-
-def floors(row: Row, compared: dict[str, Any], floor: float | None) -> dict[str, Any]:
-    measured = compared["measured_seconds"]
-    over = None if not measured or not floor else round(measured / floor, 3)
-    return {**row, **compared, "floor_seconds": floor, "measured_over_floor": over}
 
 
 # --- the stages ---
@@ -228,18 +87,6 @@ def layered(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             }
         rows.append({**floors(row, compared, floor), "data": results["ours"].get("data"), **losses(results, precision)})
     return {"rows": rows, "left_out": left_out, "versions": versions}
-
-
-def losses(results: dict[str, dict[str, Any]], precision: str) -> dict[str, Any]:
-    """The loss of each contender after 20 steps from the same weights, and whether they are the same."""
-    found = {name: result["loss"] for name, result in results.items() if "loss" in result}
-    parts = {name: result["reconstruction"] for name, result in results.items() if "loss" in result}
-    apart = 0.0
-    for values in (found, parts):
-        if "ours" in values:
-            apart = max(apart, *(abs(v - values["ours"]) / abs(values["ours"]) for v in values.values()))
-    same = "ours" in found and len(found) > 1 and apart <= TOLERANCE[precision]
-    return {"loss_after_20_steps": found, "losses_apart": apart, "tolerance": TOLERANCE[precision], "same_losses": same}
 
 
 def selection(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
@@ -457,7 +304,7 @@ def main() -> None:
     name = f"gpu-{options.stage}{some}"
     log = options.out / f"{name}.log"
     log.write_text("")
-    bench, started = Bench(options, log), time.monotonic()
+    bench, started = Bench(options, log, HERE / "gpu_workers.py"), time.monotonic()
     try:
         outcome = STAGES[options.stage](bench, options)
     finally:

@@ -7,27 +7,19 @@ A worker reads one JSON request a line and answers one JSON line: ``prepare`` a 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import gc
-import json
-import os
 import sys
 import time
-import traceback
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from worker import CHECKED_STEPS, Arrays, Row, Worker, as_numpy, on_device, serve, synchronize
 
 RHO, BETA, DECAY = 0.05, 3.0, 1e-4
 RATE, BETA1, BETA2, EPSILON = 1e-3, 0.9, 0.999, 1e-8
-CHECKED_STEPS = 20
-
-Row = dict[str, Any]
-Arrays = dict[str, np.ndarray]
 
 
 def layered_problem(row: Row) -> tuple[np.ndarray, Arrays]:
@@ -50,49 +42,6 @@ def selection_problem(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         row["features"] ** 0.5
     )
     return X, weight, rng.standard_normal(row["latents"], dtype=np.float32) / np.float32(10)
-
-
-class Worker(ABC):
-    """One contender on one device; `steps` of a row between two looks at the clock."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.seconds_per_step = 0.0
-
-    @abstractmethod
-    def versions(self) -> dict[str, str]: ...
-
-    @abstractmethod
-    def setup(self, row: Row) -> dict[str, Any]:
-        """Make everything ready and warm; what is to be checked."""
-
-    @abstractmethod
-    def run(self, steps: int) -> int:
-        """At least so many steps, finished when this returns; how many they were."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Forget the row."""
-
-    def prepare(self, row: Row) -> dict[str, Any]:
-        checked = self.setup(row)
-        self.run(1)
-        steps, seconds = 1, 0.0
-        while seconds < 0.02 and steps < 10**6:  # enough to say how long a step is
-            steps *= 2
-            seconds, done = self.timed(steps)
-        self.seconds_per_step = seconds / done
-        return {**checked, "versions": self.versions()}
-
-    def timed(self, steps: int) -> tuple[float, int]:
-        start = time.perf_counter()
-        done = self.run(steps)
-        return time.perf_counter() - start, done
-
-    def slice(self, seconds: float) -> dict[str, float]:
-        took, steps = self.timed(max(1, round(seconds / self.seconds_per_step)))
-        self.seconds_per_step = took / steps
-        return {"seconds_per_step": took / steps, "steps": steps}
 
 
 # --- fastsae ---
@@ -189,30 +138,6 @@ class OurSelection(Ours):
 def precision_here(row: Row, device: str) -> str:
     """fastsae's name of the precision; the CPU has one."""
     return {"fp32": "full"}.get(row["precision"], row["precision"]) if device != "cpu" else "full"
-
-
-def on_device(array: np.ndarray, device: str) -> tuple[Any, str]:
-    """The array where the device reads it, and where that is."""
-    if device == "cpu":
-        return array, "host memory"
-    import torch
-
-    return torch.from_numpy(array).to(device), "device memory"
-
-
-def as_numpy(array: Any) -> np.ndarray:
-    if isinstance(array, np.ndarray):
-        return array
-    import torch
-
-    return torch.from_dlpack(array).cpu().numpy()
-
-
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.synchronize()
 
 
 # --- PyTorch ---
@@ -574,29 +499,5 @@ WORKERS: dict[str, Callable[[str], Worker]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=WORKERS)
-    parser.add_argument("--device", default="cuda")
-    options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes with the errors
-    worker = WORKERS[options.name](options.device)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["do"] == "prepare":
-                answer = worker.prepare(request["row"])
-            elif request["do"] == "slice":
-                answer = worker.slice(request["seconds"])
-            else:
-                worker.release()
-                answer = {}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-        print(json.dumps(answer), file=answers)
-
-
 if __name__ == "__main__":
-    main()
+    serve(WORKERS, __doc__)

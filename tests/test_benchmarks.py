@@ -43,10 +43,10 @@ def test_help_lists_the_stages() -> None:
         assert f"gpu.sh {stage}" in (FOLDER / "README.md").read_text()
 
 
-def ask(name: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+def ask(name: str, *requests: dict[str, Any], script: str = "gpu_workers.py") -> list[dict[str, Any]]:
     """What a worker answers."""
     done = subprocess.run(
-        [sys.executable, FOLDER / "gpu_workers.py", name, "--device", "cpu"],
+        [sys.executable, FOLDER / script, name, "--device", "cpu"],
         input="".join(json.dumps(request) + "\n" for request in requests),
         capture_output=True,
         text=True,
@@ -86,8 +86,10 @@ def test_contenders_train_the_same_model(name: str, module: str, gpu: Any) -> No
         name, {"do": "prepare", "row": ROW}, {"do": "slice", "seconds": 0.01}, {"do": "release"}
     )
     assert "error" not in ready, ready
-    assert ready["loss"] == pytest.approx(expected["loss"], rel=gpu.TOLERANCE["fp32"])
-    assert ready["reconstruction"] == pytest.approx(expected["reconstruction"], rel=gpu.TOLERANCE["fp32"])
+    assert ready["loss"] == pytest.approx(expected["loss"], rel=importlib.import_module("race").TOLERANCE["fp32"])
+    assert ready["reconstruction"] == pytest.approx(
+        expected["reconstruction"], rel=importlib.import_module("race").TOLERANCE["fp32"]
+    )
     assert turn["seconds_per_step"] > 0
     assert turn["steps"] >= 1
     assert released == {}
@@ -101,6 +103,78 @@ def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
     assert "ValueError" in failed["error"]
     assert "error" in turn
     assert "loss" in ready
+
+
+VARIANTS = ("deep", "conv", "variational", "contractive")
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+@pytest.mark.parametrize("name", ["ours", "torch fused", "jax jit", "products"])
+def test_contenders_train_the_same_variant(model: str, name: str, gpu: Any, tmp_path: Path) -> None:
+    """Each has the loss of the reference after 20 steps, and goes on with random batches."""
+    module = name.split()[0]
+    if module in ("torch", "jax"):
+        pytest.importorskip(module)
+    workers, bench = importlib.import_module("variants_workers"), importlib.import_module("bench_variants")
+    row = {**next(row for row in bench.TINY_ROWS if row["model"] == model), "problem": str(tmp_path / "problem.npz")}
+    made = workers.problem(row)
+    np.savez(row["problem"], **made)
+    ready, turn, released = ask(
+        name,
+        {"do": "prepare", "row": row},
+        {"do": "slice", "seconds": 0.01},
+        {"do": "release"},
+        script="variants_workers.py",
+    )
+    assert "error" not in ready, ready
+    assert turn["steps"] >= 1
+    assert released == {}
+    if name == "products":
+        assert ready["multiply_adds"] == sum(m * k * n for m, k, n in workers.products(row))
+        return
+    reference = Layered(workers.configuration(row))
+    reference.set({name: value for name, value in made.items() if name[0] in "Wb"})
+    n = row["batch"]
+    for i in range(workers.CHECKED_STEPS):
+        reference.step(made["X"][i * n : (i + 1) * n], numbers=np.arange(i * n, (i + 1) * n))
+    expected, _ = reference.value_and_gradient(made["X"][:n], numbers=np.arange(n))
+    tolerance = bench.DEEPER * importlib.import_module("race").TOLERANCE["fp32"]
+    assert ready["loss"] == pytest.approx(expected["loss"], rel=tolerance)
+    assert ready["reconstruction"] == pytest.approx(expected["reconstruction"], rel=tolerance)
+
+
+def test_products_of_a_step_are_counted(gpu: Any) -> None:
+    """Forward and the weights' gradient for each layer, the delta for each but the first."""
+    workers = importlib.import_module("variants_workers")
+    assert workers.products({"model": "contractive", "widths": [7, 3, 7], "batch": 5}) == [
+        (5, 7, 3), (3, 5, 7), (5, 3, 7), (7, 5, 3), (5, 7, 3),
+    ]  # fmt: skip
+    deep = {"model": "variational", "widths": [9, 4, 2, 4, 9], "batch": 5}
+    assert (5, 4, 4) in workers.products(deep)  # two heads of two latents
+    images = workers.products({"model": "conv", "features": 64, "channels": (3, 5), "batch": 2})
+    assert images[:2] == [(2 * 16, 9, 3), (3, 2 * 16, 9)]
+
+
+def test_variants_race_and_tell(tmp_path: Path) -> None:
+    """The whole script on a tiny row, its result, and the table that is made of the result alone."""
+    output = tmp_path / "variants.json"
+    options = ["--quick", "--models", "deep", "--rounds", "2", "--slice", "0.01", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, FOLDER / "bench_variants.py", *options, "--output", output],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    result = json.loads(output.read_text())
+    (row,) = result["rows"]
+    assert row["measured_seconds"] > 0
+    assert row["measured_over_floor"] > 0
+    assert (done.returncode == 0) == row["same_losses"]
+    # Without a peer there is nothing to be the same as, and the script says so.
+    assert row["same_losses"] == (len(row["loss_after_20_steps"]) > 1)
+    table = subprocess.run(
+        [sys.executable, FOLDER / "report.py", output], capture_output=True, text=True, check=True
+    ).stdout
+    assert "| deep | 6 |" in table
+    assert table.strip() in done.stdout
 
 
 def test_ratios_are_medians_over_the_rounds(gpu: Any) -> None:

@@ -14,6 +14,7 @@ from fastsae._core import DeviceArray, DeviceError
 
 if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
+    from fastsae.anomaly import AnomalyDetector
     from fastsae.checkpoint import load
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.contractive import ContractiveAutoencoder
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 # Where each public name lives: a module is imported when its name is first used, so that scikit-learn loads only
 # with an estimator.
 _HOMES = {
+    "AnomalyDetector": "anomaly",
     "Config": "config",
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
@@ -72,6 +74,7 @@ _HOMES = {
 _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
+    "AnomalyDetector",
     "Config",
     "ContractiveAutoencoder",
     "ConvConfig",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
+from sklearn.base import clone
 
 from fastsae._core import DeviceError
 from fastsae.checks import check_integer
@@ -24,11 +25,12 @@ from fastsae.engine import Engine
 from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
-    from fastsae.base import Network
+    from fastsae.anomaly import AnomalyDetector
 
 FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
+_AROUND = "around."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
     "ContractiveAutoencoder": "contractive",
@@ -38,10 +40,14 @@ ESTIMATORS = {
     "StackedClassifier": "stacked",
     "VariationalAutoencoder": "variational",
 }
+#: Estimators around one of these.
+AROUND = {"AnomalyDetector": "anomaly"}
 
 
-def save(estimator: Network, path: str | os.PathLike[str]) -> None:
-    """Write a fitted estimator to `path`; what was there stays whole until the new file is complete.
+def save(estimator: Network, path: str | os.PathLike[str], around: AnomalyDetector | None = None) -> None:
+    """Write a fitted estimator, and the one around it, to `path`.
+
+    What was there stays whole until the new file is complete.
 
     Raises
     ------
@@ -49,6 +55,13 @@ def save(estimator: Network, path: str | os.PathLike[str]) -> None:
         If the file cannot be written; nothing is changed then.
     """
     header, tensors = _pack(estimator)
+    if around is not None:
+        header |= {
+            "around": type(around).__name__,
+            "around_parameters": json.dumps(_plain_parameters(around)),
+            "feature_names": _feature_names(around),
+        }
+        tensors |= {_AROUND + name: value for name, value in around._fitted().items()}
     write_atomically(path, to_safetensors(tensors, metadata=header))
 
 
@@ -69,15 +82,15 @@ def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
         "config": json.dumps(engine.config.to_dict()),
         "steps": json.dumps(engine.steps),
         "trainer": json.dumps(state.to_dict()),
-        "feature_names": json.dumps(list(map(str, getattr(estimator, "feature_names_in_", [])))),
+        "feature_names": _feature_names(estimator),
         "more": json.dumps(estimator._more_state()),
         "parts": json.dumps(parts),
     }
     return header, tensors
 
 
-def load(path: str | os.PathLike[str]) -> Network:
-    """The estimator that :meth:`fastsae.SparseAutoencoder.save` wrote.
+def load(path: str | os.PathLike[str]) -> Any:
+    """The estimator whose method `save` wrote `path`: an autoencoder, or a detector around one.
 
     Parameters
     ----------
@@ -97,11 +110,12 @@ def load(path: str | os.PathLike[str]) -> Network:
         pass
     try:
         with safe_open(path, framework="numpy") as file:
-            estimator = _restore(_Header(file.metadata()), file)
+            header = _Header(file.metadata())
+            estimator = _restore(header, file)
             # Training goes on in this file if it is the one that it wrote, and never where a file says.
             own = _file_name(estimator.checkpoint) == os.path.basename(path)
             estimator.checkpoint = path if own else None
-            return estimator
+            return _restore_around(estimator, header, file) if header.has("around") else estimator
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a usable fastsae checkpoint: {error}") from None
 
@@ -149,7 +163,7 @@ def _umask() -> int:
     return current
 
 
-def _plain_parameters(estimator: Network) -> dict[str, Any]:
+def _plain_parameters(estimator: Any) -> dict[str, Any]:
     """The constructor's options that JSON can hold; a random generator or a callback is left out."""
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
@@ -168,6 +182,10 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def _feature_names(estimator: Any) -> str:
+    return json.dumps(list(map(str, getattr(estimator, "feature_names_in_", []))))
+
+
 def _file_name(path: object) -> str | None:
     return os.path.basename(path) if isinstance(path, str) else None
 
@@ -181,6 +199,9 @@ class _Header:
             raise ValueError("it has no fastsae header")
         if not 1 <= self.json("version", int) <= VERSION:
             raise ValueError(f"it has version {self.text('version')}, this fastsae reads 1 to {VERSION}")
+
+    def has(self, key: str) -> bool:
+        return key in self._metadata
 
     def text(self, key: str) -> str:
         if key not in self._metadata:
@@ -247,7 +268,8 @@ def _restore(header: _Header, file: Any) -> Network:
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
-    stored = {key for key in file.keys() if not key.startswith(tuple(f"{part}." for part in parts))}  # noqa: SIM118
+    others = (*(f"{part}." for part in parts), *((_AROUND,) if header.has("around") else ()))
+    stored = {key for key in file.keys() if not key.startswith(others)}  # noqa: SIM118
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
     if missing := sorted((wanted | best if best & stored else wanted) - stored):
@@ -270,6 +292,27 @@ def _restore(header: _Header, file: Any) -> Network:
         if len(feature_names) != config.n_features or not all(isinstance(n, str) for n in feature_names):
             raise ValueError("its feature names do not fit the model")
         estimator.feature_names_in_ = np.asarray(feature_names, dtype=object)
+    return estimator
+
+
+def _restore_around(autoencoder: Network, header: _Header, file: Any) -> AnomalyDetector:
+    name = header.text("around")
+    if name not in AROUND:
+        raise ValueError(f"it holds an unknown estimator {name!r}")
+    kind: type[AnomalyDetector] = getattr(importlib.import_module(f"fastsae.{AROUND[name]}"), name)
+    # One that is no plain value is the estimator that was trained, before its training.
+    options = {"autoencoder": clone(autoencoder), **header.json("around_parameters", dict)}
+    try:
+        estimator = kind(**options)
+    except TypeError as error:
+        raise ValueError(f"its header entry 'around_parameters': {error}") from None
+    like = kind._tensors_like(autoencoder.n_features_in_)
+    stored = set(file.keys())
+    if unknown := sorted(n for n in stored if n.startswith(_AROUND) and n.removeprefix(_AROUND) not in like):
+        raise ValueError(f"tensor {unknown[0]!r} is unknown")
+    estimator._adopt(autoencoder, {n: _stored(file, _AROUND + n, value) for n, value in like.items()})
+    if hasattr(autoencoder, "feature_names_in_"):  # it sees standardised rows, which have none
+        estimator.feature_names_in_ = autoencoder.__dict__.pop("feature_names_in_")
     return estimator
 
 

@@ -1,0 +1,121 @@
+"""What does a training step of a deep, convolutional, variational or contractive autoencoder take, here and elsewhere?
+
+Whole steps (a batch drawn at random, forward, backward, Adam) in float32 on rows in memory, against PyTorch eager (its
+default and its fused Adam; for images also channels last), torch.compile and JAX, and against the step's matrix
+products alone, the floor. Each is a process of its own (variants_workers.py); they take turns of --slice seconds with
+equal threads; figures are medians over the rounds, ratios the medians of each round's ratio. All start from the same
+parameters and noise, and must have the same loss after 20 steps.
+
+    python benchmarks/bench_variants.py [--peers PYTHON] [--output benchmarks/results/variants-cpu.json]
+
+--peers is an interpreter with PyTorch, JAX or both where this one lacks them. `python benchmarks/report.py FILE` prints
+the table of a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from race import GROUPS, Bench, Row, compare, floors, losses, median_of
+from report import report, table
+from variants_workers import problem
+
+HERE = Path(__file__).parent
+CONTENDERS = ("ours", "products", "torch default", "torch fused", "torch compiled", "jax jit", "jax scan")
+IMAGES = "torch channels last"
+#: How many times the tolerance of one hidden layer: Adam's first steps are as long where a gradient is nearly 0, so
+#: that its rounding moves a weight by a whole step, and a relu behind it may switch.
+DEEPER = 10
+#: features are those of square images.
+ROWS: list[Row] = [
+    {"model": "deep", "features": 784, "widths": [784, 500, 250, 30, 250, 500, 784], "batch": 256, "batches": 40},
+    {"model": "conv", "features": 784, "channels": [16, 32], "batch": 128, "batches": 40},
+    {"model": "variational", "features": 784, "widths": [784, 400, 20, 400, 784], "batch": 128, "batches": 80},
+    {"model": "contractive", "features": 784, "widths": [784, 400, 784], "batch": 128, "batches": 80},
+]
+TINY_ROWS: list[Row] = [
+    {"model": "deep", "features": 16, "widths": [16, 9, 5, 3, 5, 9, 16], "batch": 6, "batches": 20},
+    {"model": "conv", "features": 64, "channels": [3, 5], "batch": 4, "batches": 20},
+    {"model": "variational", "features": 16, "widths": [16, 9, 3, 9, 16], "batch": 6, "batches": 20},
+    {"model": "contractive", "features": 16, "widths": [16, 7, 16], "batch": 6, "batches": 20},
+]
+
+
+def measure(bench: Bench, row: Row, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A row of the result, and the versions of all who ran."""
+    path = folder / f"{row['model']}.npz"
+    np.savez(path, **problem(row))
+    names = [*CONTENDERS, IMAGES] if row["model"] == "conv" else list(CONTENDERS)
+    results = bench.race({**row, "problem": str(path)}, names)
+    versions: dict[str, str] = {}
+    for result in results.values():
+        versions |= result.pop("versions", {})
+    compared = compare(results, "ours", {**GROUPS, "eager": (*GROUPS["eager"], IMAGES)})
+    found = floors(row, compared, median_of(results["products"]))
+    found |= {"multiply_adds": results["products"].get("multiply_adds"), "data": results["ours"].get("data")}
+    return {**found, **losses(results, "fp32", DEEPER)}, versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default=sys.executable, help="interpreter with PyTorch and JAX")
+    parser.add_argument("--models", default=",".join(row["model"] for row in ROWS), help="some of the rows")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--slice", type=float, default=0.25, help="seconds of one turn")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds after which no contender is waited for")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
+    parser.add_argument("--log", type=Path, help="where to write what contenders print")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    known = [row["model"] for row in ROWS]
+    if unknown := set(options.models.split(",")) - set(known):
+        parser.error(f"--models: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if options.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {options.threads}")
+
+    # JAX takes as many threads as there are processors for it; contenders inherit these.
+    processors = sorted(os.sched_getaffinity(0))[: options.threads]
+    os.sched_setaffinity(0, processors)
+    pythons = {"torch": options.peers, "jax": options.peers}
+    rows: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        log = options.log or Path(folder) / "log"
+        log.write_text("")
+        bench = Bench(options, log, HERE / "variants_workers.py", len(processors), pythons)
+        try:
+            for row in TINY_ROWS if options.quick else ROWS:
+                if row["model"] in options.models.split(","):
+                    load = os.getloadavg()[0]
+                    measured, found = measure(bench, row, Path(folder))
+                    rows.append({**measured, "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1)})
+                    versions |= found
+        finally:
+            bench.stop()
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": options.device,
+        "dtype": "float32",
+        "threads": len(processors),
+        "rounds": options.rounds,
+        "seconds_of_a_turn": options.slice,
+        "rows": rows,
+        "contenders": versions,
+    }
+    report(result, options.output)
+    print(table(result))
+    if not all(row["same_losses"] for row in rows):
+        sys.exit("the losses differ")
+
+
+if __name__ == "__main__":
+    main()
