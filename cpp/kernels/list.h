@@ -7,6 +7,7 @@
 #include "core/type_list.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
+#include "kernels/winners.h"
 
 namespace fastsae {
 
@@ -52,8 +53,9 @@ template <class S>
 using KernelsOf =
     Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
            Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
-           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
-           UpdateKernels<S>>;
+           KlColumnKernels<S>,
+           TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>, WeightedSum<S>>,
+           TypeList<MapWinner<S>, LifetimeWinner<S>, KeepWinners<S>>, UpdateKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 
