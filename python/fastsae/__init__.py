@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.image_layers import (
+        ConvConfig,
+        ConvTransposeConfig,
+        PoolConfig,
+        ReshapeConfig,
+        UnpoolConfig,
+        UpsampleConfig,
+    )
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
@@ -30,11 +38,17 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "ConvConfig": "image_layers",
+    "ConvTransposeConfig": "image_layers",
     "Engine": "engine",
     "LayerConfig": "config",
+    "PoolConfig": "image_layers",
+    "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
+    "UnpoolConfig": "image_layers",
+    "UpsampleConfig": "image_layers",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
@@ -48,13 +62,19 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ConvConfig",
+    "ConvTransposeConfig",
     "DeviceArray",
     "DeviceError",
     "Engine",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "SparseAutoencoder",
     "TopKEncoder",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
     "check_gradient",
     "cuda_blas",
     "cuda_unavailable_reason",

@@ -17,6 +17,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsae.checks import check_bool, check_choice, check_integer, check_real, is_bool
+from fastsae.image_layers import (
+    ConvConfig,
+    ConvTransposeConfig,
+    PoolConfig,
+    ReshapeConfig,
+    UnpoolConfig,
+    UpsampleConfig,
+)
 from fastsae.layers import (
     ACTIVATIONS,
     BOUNDED_ACTIVATIONS,
@@ -34,10 +42,16 @@ __all__ = [
     "BOUNDED_ACTIVATIONS",
     "PENALTIES",
     "Config",
+    "ConvConfig",
+    "ConvTransposeConfig",
     "Layer",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "Shape",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
     "check_precision",
 ]
 
@@ -157,6 +171,30 @@ class Config:
             shapes[f"b{number}"] = (layer.n_biases(inputs[number - 1]),)
         return shapes
 
+    @property
+    def places_of(self) -> dict[int, int]:
+        """Number of the max pool whose places each max unpooling reads, by its number; 0 where there is none."""
+        shapes, free = self.shapes, list[int]()
+        places: dict[int, int] = {}
+        for number, layer in enumerate(self.layers, start=1):
+            if isinstance(layer, PoolConfig) and layer.mode == "max":
+                free.append(number)
+            elif isinstance(layer, UnpoolConfig) and layer.mode == "max":
+                wanted = (shapes[number - 1], layer.size)
+                fitting = [pool for pool in free if (shapes[pool], self.layers[pool - 1].core()["kernel"]) == wanted]
+                places[number] = fitting[-1] if fitting else 0
+                free = [pool for pool in free if pool != places[number]]
+        return places
+
+    def check_decodable(self) -> None:
+        """Raise ValueError if a code alone does not tell the output."""
+        for number, pool in self.places_of.items():
+            if pool <= self.code_layer < number:
+                raise ValueError(
+                    f"layers[{number - 1}]: puts maxima back where layers[{pool - 1}] found them, which a code alone "
+                    "does not know; reconstruct the rows themselves, or use mode='mean' or UpsampleConfig"
+                )
+
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -164,9 +202,9 @@ class Config:
         values |= {"corruption": "none", "corruption_level": 0.0, "corruption_low": 0.0, "corruption_high": 1.0}
         values |= {"emphasis": 1.0, "emphasis_rest": 1.0}
         values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
-        shapes = self.shapes
+        shapes, places = self.shapes, self.places_of
         values["layers"] = [
-            layer_core(layer, number, shapes[number - 1], self.weight_decay)
+            {**layer_core(layer, number, shapes[number - 1], self.weight_decay), "places_of": places.get(number, 0)}
             for number, layer in enumerate(self.layers, start=1)
         ]
         plain: dict[str, Any] = _plain(values)
@@ -212,6 +250,13 @@ class Config:
         if self.tied:
             if len(self.layers) % 2 or self.shapes != self.shapes[::-1]:
                 raise ValueError(f"tied=True needs layers that mirror each other, got widths {self.widths}")
+            for i, (layer, mirror) in enumerate(zip(self.layers, self.layers[::-1], strict=True)):
+                if 2 * i < len(self.layers) and not layer.mirrors(mirror):
+                    j = len(self.layers) - 1 - i
+                    raise ValueError(
+                        f"tied=True needs layers that mirror each other: layers[{j}] does not undo layers[{i}], "
+                        f"got {type(layer).__name__} and {type(mirror).__name__} of other windows or kinds"
+                    )
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)
@@ -241,6 +286,12 @@ class Config:
                 raise ValueError(f"layers[{i}]: expected a LayerConfig, got {type(layer).__name__}")
             layer.validate(f"layers[{i}].", shape, is_last=i == len(self.layers) - 1)
             shape = layer.out_shape(shape)
+        for number, pool in self.places_of.items():
+            if pool == 0:
+                raise ValueError(
+                    f"layers[{number - 1}].mode: 'max' needs a max pool before it, of the same size and with maps of "
+                    f"shape {self.shapes[number - 1]}, that no other unpooling mirrors; got none"
+                )
         if self.n_outputs is not None:
             check_integer("n_outputs", self.n_outputs, 1)
         if math.prod(shape) != self.output_width:

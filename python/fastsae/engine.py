@@ -254,7 +254,11 @@ class Engine:
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
-        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`."""
+        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
+
+        ValueError if the model unpools maxima of its encoder, whose places a code does not hold.
+        """
+        self.config.check_decodable()
         return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.output_width)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -276,6 +280,7 @@ class Engine:
 
     def score_code(self, H: Any, targets: Any) -> NDArray[np.float64]:
         """The reconstruction loss of each row of `targets` when it is decoded from that row of `H`, shape (n_rows,)."""
+        self.config.check_decodable()
         goal = self.rows("targets", targets, self.config.output_width)
         return self._core.score_code(self.rows("H", H, self.code_width), goal)
 

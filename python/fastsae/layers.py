@@ -20,11 +20,16 @@ ACTIVATIONS = ("sigmoid", "tanh", "relu", "softplus", "identity")
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 PENALTIES = ("none", "kl", "l1", "log")
 
+KINDS: dict[str, type[Layer]] = {}
+
 
 class Layer:
-    """What all kinds of layers have."""
+    """What all kinds of layers have. A kind is known by its name from where its class is defined."""
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
 
     def out_shape(self, shape: Shape) -> Shape:
         """Shape of the output for an input of `shape`."""
@@ -45,6 +50,10 @@ class Layer:
     def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
         """Raise ValueError, naming the option after `where`, if one has no meaning for an input of `shape`."""
         raise NotImplementedError
+
+    def mirrors(self, other: Layer) -> bool:
+        """Whether a tied model may have this layer in the place of `other` in its second half."""
+        return not hasattr(self, "activation") and not hasattr(other, "activation")
 
     def core(self) -> dict[str, Any]:
         """What the compiled layer is made from, beside what all have."""
@@ -98,6 +107,10 @@ class LayerConfig(Layer):
         check_integer(where + "units", self.units, 1)
         check_penalty(self, where, is_last)
 
+    def mirrors(self, other: Layer) -> bool:
+        """See `Layer.mirrors`."""
+        return isinstance(other, LayerConfig)
+
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
         return activation_core(self)
@@ -135,13 +148,12 @@ _CORE: dict[str, Any] = {
     "kernel": 1,
     "stride": 1,
     "padding": 0,
+    "places_of": 0,
     "winners": "",
     "lifetime": 1.0,
     "free_bits": 0.0,
     "warm_up": 0.0,
 }
-
-KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in (LayerConfig,)}
 
 
 def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float) -> dict[str, Any]:
