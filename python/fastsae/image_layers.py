@@ -9,10 +9,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-from fastsae.checks import check_choice, check_integer
-from fastsae.layers import Layer, Shape, activation_core, check_penalty
+from fastsae.checks import check_bool, check_choice, check_integer
+from fastsae.layers import Layer, Shape, activation_core, check_penalty, check_winners
 
 MODES = ("max", "mean")
+WINNERS = ("", "spatial", "lifetime", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,15 @@ class ConvConfig(Layer):
     activation, penalty, beta, rho, weight_decay
         As of :class:`fastsae.LayerConfig`. To the penalty a map is one unit, whose activation is its mean over
         the positions; the penalties of single elements are averaged over them.
+    per_position : bool
+        Each position of a map is a unit of its own to the penalty, with its own mean activation, and the penalties
+        of single elements are summed.
+    winners : {"", "spatial", "lifetime", "both"}
+        Winner-take-all, as of :class:`fastsae.LayerConfig`, by maps: ``spatial`` keeps the largest activation of each
+        map of each row, of equal ones the first in reading order; ``lifetime`` keeps each map in the
+        ``ceil(lifetime * rows)`` rows of the batch where its largest activation is largest; ``both`` is CONV-WTA.
+    lifetime : float
+        Share of the rows that lifetime winners have, in (0, 1].
     """
 
     kind: ClassVar[str] = "conv"
@@ -46,6 +56,9 @@ class ConvConfig(Layer):
     beta: float = 3.0
     rho: float = 0.05
     weight_decay: float | None = None
+    per_position: bool = False
+    winners: str = ""
+    lifetime: float = 0.05
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, floor((height + 2 padding - kernel) / stride) + 1, ...)``."""
@@ -69,10 +82,11 @@ class ConvConfig(Layer):
                 f"{where}kernel: expected at most the padded image's size {high} x {wide}, got {self.kernel}"
             )
         check_penalty(self, where, is_last)
+        _check_maps(self, where, is_last)
 
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
-        return {**_windows_core(self), **activation_core(self)}
+        return {**_windows_core(self), **activation_core(self), "per_position": self.per_position}
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -97,7 +111,7 @@ class ConvTransposeConfig(Layer):
     output_padding : int
         Rows and columns added at the far end, less than `stride`: which of the sizes that a convolution maps to
         the input's the output has.
-    activation, penalty, beta, rho, weight_decay
+    activation, penalty, beta, rho, weight_decay, per_position, winners, lifetime
         As of :class:`fastsae.ConvConfig`.
     """
 
@@ -113,6 +127,9 @@ class ConvTransposeConfig(Layer):
     beta: float = 3.0
     rho: float = 0.05
     weight_decay: float | None = None
+    per_position: bool = False
+    winners: str = ""
+    lifetime: float = 0.05
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, (height - 1) stride - 2 padding + kernel + output_padding, ...)``."""
@@ -140,10 +157,11 @@ class ConvTransposeConfig(Layer):
         if min(high, wide) < 1:
             raise ValueError(f"{where}padding: expected an output of at least 1 x 1, got {high} x {wide}")
         check_penalty(self, where, is_last)
+        _check_maps(self, where, is_last)
 
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
-        return {**_windows_core(self), **activation_core(self)}
+        return {**_windows_core(self), **activation_core(self), "per_position": self.per_position}
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -289,6 +307,11 @@ def _check_windows(layer: ConvConfig | ConvTransposeConfig, where: str) -> None:
     check_integer(where + "padding", layer.padding, 0)
     if layer.padding >= layer.kernel:
         raise ValueError(f"{where}padding: expected less than kernel={layer.kernel}, got {layer.padding}")
+
+
+def _check_maps(layer: ConvConfig | ConvTransposeConfig, where: str, is_last: bool) -> None:
+    check_bool(where + "per_position", layer.per_position)
+    check_winners(layer, where, WINNERS, is_last)
 
 
 def _windows_core(layer: ConvConfig | ConvTransposeConfig) -> dict[str, Any]:

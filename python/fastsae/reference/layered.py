@@ -18,6 +18,7 @@ from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import LOSSES, factor
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
+from fastsae.reference.winners import keep_winners
 
 
 class Layered:
@@ -113,7 +114,7 @@ class Layered:
         """
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
+        layers = self._train(X, share)
         penalties = [self._penalty(number, layers[number - 1][1], share) for number in range(1, self.depth)]
         return self._parts(self._row_losses(X, layers), share, sum((value for value, _ in penalties), 0.0))
 
@@ -138,13 +139,14 @@ class Layered:
             Shaped as `parameters`.
         """
         X = np.asarray(X, self.dtype)
-        return self._backward(X, self.forward(X), self._share(len(X), sample_weight))
+        share = self._share(len(X), sample_weight)
+        return self._backward(X, self._train(X, share), share)
 
     def step(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
         """Update the parameters once from the batch `X` [N, d]; the parts of J before the update."""
         X = np.asarray(X, self.dtype)
         share = self._share(len(X), sample_weight)
-        layers = self.forward(X)
+        layers = self._train(X, share)
         parts, gradients = self._backward(X, layers, share)
         for number in range(1, self.depth):
             if self.config.rho_hat == "ema" and self._has_kl(number):
@@ -194,14 +196,14 @@ class Layered:
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
 
-        A map counts as one unit, whose activation is the mean over its positions.
+        A map counts as one unit, whose activation is the mean over its positions, or each position as one.
         """
         layer = self._layer(number)
         if not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
         beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
-        _, height, width = self.ops[number - 1].out_shape
-        positions = height * width
+        channels, height, width = self.ops[number - 1].out_shape
+        positions = 1 if self._per_position(number) else height * width  # of a unit
         if not isinstance(penalty, KlPenalty):
             value = beta / positions * float(share @ penalty.value(a).sum(axis=1))
             return value, beta / positions * penalty.slope(a)
@@ -210,16 +212,23 @@ class Layered:
         activation, rho = self._activation(number), float(layer.rho)
         width_of = activation.high - activation.low
         q = (mean - activation.low) / width_of
-        pull = beta / width_of / positions * penalty.slope(q, rho)  # [channels]
-        return beta * float(penalty.value(q, rho).sum()), np.repeat(pull, positions)
+        pull = beta / width_of / positions * penalty.slope(q, rho)  # [units]
+        # From position by position to map by map, where each is a unit.
+        pull = pull.reshape(-1, channels).T.ravel() if positions == 1 else np.repeat(pull, positions)
+        return beta * float(penalty.value(q, rho).sum()), pull
 
     def _mean(self, number: int, a: Array, share: Array) -> Array:
-        """Mean activation of each unit or map over the rows and positions, [channels]."""
-        means: Array = np.tensordot(share, self._by_position(number, a).mean(axis=2), axes=1)
+        """Mean activation of each unit over the rows and its positions, [units].
+
+        Where each position is a unit, those of the first position come first.
+        """
+        maps = self._by_position(number, a)
+        units = np.swapaxes(maps, 1, 2).reshape(len(a), -1) if self._per_position(number) else maps.mean(axis=2)
+        means: Array = np.tensordot(share, units, axes=1)
         return means
 
     def _moving_mean(self, number: int, a: Array, share: Array) -> Array:
-        """The moving average [channels] of the activations after this batch; the first batch mean starts it."""
+        """The moving average [units] of the activations after this batch; the first batch mean starts it."""
         if number not in self.rho_hat:
             return self._mean(number, a, share)
         d = float(self.config.rho_hat_decay)
@@ -248,7 +257,11 @@ class Layered:
         losses: Array = scale * LOSSES[config.loss].value(X, *layers[-1]).sum(axis=1)
         return losses
 
-    def _run(self, X: ArrayLike, numbers: range) -> list[tuple[Array, Array]]:
+    def _train(self, X: Array, share: Array) -> list[tuple[Array, Array]]:
+        """`forward` as the cost sees it: rows of these shares compete where winners take all."""
+        return self._run(X, range(1, self.depth + 1), share)
+
+    def _run(self, X: ArrayLike, numbers: range, share: Array | None = None) -> list[tuple[Array, Array]]:
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
@@ -257,6 +270,10 @@ class Layered:
                 positions = z.shape[1] // len(self.parameters[f"b{number}"])
                 z = z + np.repeat(self.parameters[f"b{number}"], positions)
             a = self._activation(number).value(z)
+            layer = self._layer(number)
+            if share is not None and self._has_weights(number) and layer.winners:
+                maps = self._by_position(number, a)
+                a = keep_winners(maps, share, layer.winners, float(layer.lifetime)).reshape(a.shape)
             layers.append((z, a))
         return layers
 
@@ -296,6 +313,9 @@ class Layered:
         """The decay of the weights of that name."""
         own = self._layer(int(name[1:])).weight_decay
         return float(self.config.weight_decay if own is None else own)
+
+    def _per_position(self, number: int) -> bool:
+        return bool(getattr(self._layer(number), "per_position", False))
 
     def _has_kl(self, number: int) -> bool:
         return self._has_weights(number) and self._layer(number).penalty == "kl" and self._layer(number).beta > 0
