@@ -7,6 +7,7 @@
 #include "core/type_list.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
+#include "kernels/images.h"
 #include "kernels/winners.h"
 
 namespace fastsae {
@@ -55,6 +56,7 @@ using KernelsOf =
            Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
            KlColumnKernels<S>,
            TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>, WeightedSum<S>>,
+           TypeList<MaxPool<S>, TakeMaxima<S>, PutMaxima<S>, SumWindows<S>, SpreadWindows<S>>,
            TypeList<MapWinner<S>, LifetimeWinner<S>, KeepWinners<S>>, UpdateKernels<S>>;
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;

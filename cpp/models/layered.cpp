@@ -13,7 +13,7 @@
 namespace fastsae {
 namespace {
 
-bool reads_images(const std::string& kind) { return kind != "dense"; }
+bool reads_images(const std::string& kind) { return kind != "dense" && kind != "reshape"; }
 
 LayerSpec order_spec(const Shape& shape, bool to_last) {
   LayerSpec spec{};
@@ -39,17 +39,27 @@ Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
-    add_stage(layer);
-    stage_of_.push_back(depth() - 1);
+    const bool computes = layer.kind != "reshape";
+    if (computes) add_stage(layer);
+    stage_of_.push_back(computes ? depth() - 1 : kNone);
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
+  FS_REQUIRE(!stages_.empty() && output().spec().out.size() == spec.n_outputs,
+             "layers: the last layer must have weights");
+  for (Stage& stage : stages_) {
+    if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
+  }
+  dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
   const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
+  LayerSpec made = spec;
+  made.below = depth() > 0 ? output().spec().out : spec.in;
   stages_.push_back(
-      {make_layer(spec), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty), Winners(spec)});
+      {make_layer(made), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty), Winners(spec)});
+  if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
 }
@@ -62,9 +72,10 @@ void Layered::order_as(bool channels_last, const Shape& shape) {
 void Layered::declare(Arena& parameters, Arena& gradients, Arena& state) {
   const std::size_t count = stage_of_.size();
   for (std::size_t i = 0; i < count; ++i) {
+    if (stage_of_[i] == kNone) continue;
     Stage& stage = this->stage(stage_of_[i]);
-    const Layer* tied_to =
-        spec_.tied && i >= count / 2 ? this->stage(stage_of_[count - 1 - i]).layer.get() : nullptr;
+    const Index mirror = spec_.tied && i >= count / 2 ? stage_of_[count - 1 - i] : kNone;
+    const Layer* tied_to = mirror == kNone ? nullptr : this->stage(mirror).layer.get();
     Layer& layer = *stage.layer;
     layer.declare(parameters, gradients, spec_.dtype, backend_.wants_shadows(), tied_to);
     if (!layer.has_weights()) continue;
@@ -94,6 +105,8 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
              : &scratch.declare("activation" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
     const std::int64_t work = stage.layer->work_size(rows);
     stage.work = work > 0 ? &scratch.declare("work" + suffix, 1, work, spec_.dtype, shadowed) : nullptr;
+    const std::int64_t places = stage.layer->places_size(rows);
+    stage.places = places > 0 ? &scratch.declare("places" + suffix, 1, places, spec_.dtype) : nullptr;
     stage.layer->declare_scratch(scratch, spec_.dtype);
     if (!stage.layer->has_weights()) continue;
     stage.sums = &scratch.declare("sums" + suffix, 2, channels, DType::f64);
@@ -230,7 +243,13 @@ double Layered::loss_factor() const {
 }
 
 Context Layered::context_of(const Stage& stage, const Batch& batch) const {
-  return {backend_, stage.work == nullptr ? Tensor{} : *stage.work, &memory_, &batch, first_};
+  const Tensor* places = stage.places_stage == kNone ? nullptr : this->stage(stage.places_stage).places;
+  return {backend_,
+          stage.work == nullptr ? Tensor{} : *stage.work,
+          places == nullptr ? Tensor{} : *places,
+          &memory_,
+          &batch,
+          first_};
 }
 
 Tensor Layered::input_of(Index index, const Batch& batch) const {

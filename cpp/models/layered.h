@@ -12,14 +12,16 @@ namespace fastsae {
 // A layer and what a step keeps of it.
 struct Stage {
   std::unique_ptr<Layer> layer;
-  LayerKernels kernels;       // of a layer with weights
-  Winners winners;            // of a layer with weights
-  Tensor* rho_hat = nullptr;  // [1 x units] doubles; only where it moves
+  LayerKernels kernels;            // of a layer with weights
+  Winners winners;                 // of a layer with weights
+  std::int64_t places_stage = -1;  // whose places the layer writes or reads
+  Tensor* rho_hat = nullptr;       // [1 x units] doubles; only where it moves
   // Scratch. Rows are those of the batch, and each is as long as the layer's output.
   Tensor* activation = nullptr;  // the last layer's holds its delta
   Tensor* delta = nullptr;
-  Tensor* work = nullptr;  // of the layer; null where it needs none
-  Tensor* sums = nullptr;  // [2 x channels] hidden: of a and of the penalty; last: of delta and of the loss
+  Tensor* work = nullptr;    // of the layer; null where it needs none
+  Tensor* places = nullptr;  // where a pool keeps them
+  Tensor* sums = nullptr;    // [2 x channels] hidden: of a and of the penalty; last: of delta and of the loss
   Tensor* delta_sums = nullptr;    // [1 x units]
   Tensor* unit_sums = nullptr;     // [1 x units] of a; only where each position is a unit
   Tensor* column = nullptr;        // [1 x units] KL slopes, 0 without KL
@@ -69,6 +71,7 @@ class Layered final : public Model {
 
  private:
   using Index = std::int64_t;  // of a stage
+  static constexpr Index kNone = -1;
 
   void add_stage(const LayerSpec& spec);
   // Before a layer that reads images, or one that does not: the order it needs.
@@ -107,7 +110,9 @@ class Layered final : public Model {
 
   void infer(Index from, Index to, Tensor in, Tensor out, const Work& work) const;
   void run(Index from, Index to, Tensor in, Tensor out, const Work& work) const;
+  Context context_of(Index index, std::int64_t rows, const Work& work) const;
   Tensor ordered_for(Index index, Tensor in, const Work& work) const;
+  std::int64_t places_before(Index index, std::int64_t rows) const;
   Tensor buffer_beside(const Tensor& in, const Shape& shape, const Work& work) const;
   void score_from(Index from, Tensor in, Tensor target, Tensor output, Tensor losses, const Work& work) const;
 
@@ -115,7 +120,7 @@ class Layered final : public Model {
   Backend& backend_;
   std::vector<Stage> stages_;
   std::vector<bool> channels_last_;  // the order of each stage's output
-  std::vector<Index> stage_of_;      // of each layer of the list
+  std::vector<Index> stage_of_;      // of each layer of the list; kNone of a reshape
   Shape input_shape_;
   Index code_stage_ = 0;
   bool dense_rows_ = false;

@@ -1,7 +1,7 @@
 // The layers that are one product or one pass.
 #include "core/error.h"
 #include "kernels/list.h"
-#include "models/layer.h"
+#include "models/image_layers.h"
 
 namespace fastsae {
 namespace {
@@ -21,10 +21,10 @@ class Dense final : public Layer {
   }
 
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
-    const bool fused = spec_.in.positions() == 1;
+    const bool fused = spec_.below.positions() == 1;
     context.backend.product({delta}, {*weight, tied_}, out, false, fused ? epilogue.kernel : nullptr,
                             fused ? epilogue.sums : Sums{});
-    if (!fused) finish(context.backend, pixels(out, spec_.in), epilogue);
+    if (!fused) finish(context.backend, pixels(out, spec_.below), epilogue);
   }
 
   void weight_gradient(const Context& context, Tensor in, Tensor delta, bool accumulate,
@@ -47,7 +47,7 @@ class Reorder final : public Layer {
 
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
     reorder(context.backend, delta, out, spec_.in, spec_.kind == "channels_first");
-    finish(context.backend, pixels(out, spec_.in), epilogue);
+    finish(context.backend, pixels(out, spec_.below), epilogue);
   }
 };
 
@@ -80,6 +80,14 @@ void reorder(Backend& backend, Tensor in, Tensor out, const Shape& shape, bool t
 std::unique_ptr<Layer> make_layer(const LayerSpec& spec) {
   if (spec.kind == "dense") return std::make_unique<Dense>(spec);
   if (spec.kind == "channels_last" || spec.kind == "channels_first") return std::make_unique<Reorder>(spec);
+  if (spec.kind == "conv") return make_convolution(spec);
+  if (spec.kind == "conv_transpose") return make_transposed_convolution(spec);
+  if (spec.kind == "max_pool") return make_max_pool(spec);
+  if (spec.kind == "max_unpool") return make_max_unpool(spec);
+  const double share = 1 / static_cast<double>(spec.kernel * spec.kernel);
+  if (spec.kind == "mean_pool") return make_window_sum(spec, share);
+  if (spec.kind == "mean_unpool") return make_window_spread(spec, share);
+  if (spec.kind == "upsample") return make_window_spread(spec, 1);
   throw ValueError(text("layers: unknown kind '", spec.kind, "'"));
 }
 

@@ -56,6 +56,8 @@ class Layered:
             LAYERS[layer.kind](layer, *shapes[i : i + 2])  # the input's shape and the output's
             for i, layer in enumerate(config.layers)
         ]
+        for number, pool in config.places_of.items():
+            self.ops[number - 1].pool = self.ops[pool - 1]  # type: ignore[attr-defined]
         for name, shape in config.parameter_shapes.items():
             self.parameters[name] = np.zeros(shape, self.dtype)
         moments: tuple[dict[str, Array], ...] = ({}, {})
@@ -178,10 +180,8 @@ class Layered:
             below = layers[number - 2][1] if number > 1 else X
             if self._has_weights(number):
                 gradient = self.ops[number - 1].weight_gradient(below, delta)
-                if self._uses_transpose(number):
-                    gradients[f"W{self.depth + 1 - number}"] += gradient.T
-                else:
-                    gradients[f"W{number}"] += gradient
+                turned = self._is_tied(number) and self.ops[number - 1].transposes_tied
+                gradients[self._weight_name(number)] += gradient.T if turned else gradient
                 gradients[f"b{number}"] = self._by_position(number, delta).sum(axis=(0, 2))
             if number > 1:
                 value, pull = self._penalty(number - 1, below, share, moving=config.rho_hat == "ema")
@@ -294,17 +294,18 @@ class Layered:
     def _has_weights(self, number: int) -> bool:
         return f"b{number}" in self.parameters
 
-    def _uses_transpose(self, number: int) -> bool:
+    def _is_tied(self, number: int) -> bool:
         return self.config.tied and 2 * number > self.depth
 
     def _weight(self, number: int) -> Array | None:
         """W of layer `number`, [units, inputs] of a dense one; None without weights."""
         if not self._has_weights(number):
             return None
-        if self._uses_transpose(number):
-            mirrored: Array = self.parameters[f"W{self.depth + 1 - number}"].T
-            return mirrored
-        return self.parameters[f"W{number}"]
+        weight = self.parameters[self._weight_name(number)]
+        return weight.T if self._is_tied(number) and self.ops[number - 1].transposes_tied else weight
+
+    def _weight_name(self, number: int) -> str:
+        return f"W{self.depth + 1 - number if self._is_tied(number) else number}"
 
     def _weight_names(self) -> list[str]:
         return [name for name in self.parameters if name.startswith("W")]
