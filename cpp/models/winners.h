@@ -12,7 +12,7 @@ class Winners {
   explicit Winners(const LayerSpec& spec)
       : shape_(spec.out),
         lifetime_(spec.lifetime),
-        of_map_(spec.winners == "spatial" || spec.winners == "both"),
+        of_map_(spec.out.positions() > 1 && (spec.winners == "spatial" || spec.winners == "both")),
         of_batch_(spec.winners == "lifetime" || spec.winners == "both") {}
 
   bool any() const { return of_map_ || of_batch_; }
