@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.conv import ConvAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "ConvAutoencoder": "conv",
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
     "Engine": "engine",
@@ -62,6 +64,7 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ConvAutoencoder",
     "ConvConfig",
     "ConvTransposeConfig",
     "DeviceArray",

@@ -268,6 +268,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}  # type: ignore[call-overload]
         return options
 
+    def _extra(self) -> dict[str, Any]:
+        """What a file holds beside the options, the model and its training, as JSON values."""
+        return {}
+
+    def _set_extra(self, extra: dict[str, Any]) -> None:
+        """The inverse of `_extra`; ValueError if it cannot be."""
+        if extra:
+            raise ValueError(f"its header entry 'extra': expected nothing, got {sorted(extra)}")
+
     def _training_config(self) -> TrainingConfig:
         training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
         training.validate()

@@ -30,7 +30,7 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
-ESTIMATORS = {"SparseAutoencoder": "estimators"}
+ESTIMATORS = {"ConvAutoencoder": "conv", "SparseAutoencoder": "estimators"}
 
 
 def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
@@ -54,6 +54,8 @@ def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
         "trainer": json.dumps(state.to_dict()),
         "feature_names": json.dumps(list(map(str, getattr(estimator, "feature_names_in_", [])))),
     }
+    if extra := estimator._extra():
+        header["extra"] = json.dumps(extra)
     write_atomically(path, to_safetensors(tensors, metadata=header))
 
 
@@ -134,11 +136,20 @@ def _plain_parameters(estimator: Autoencoder) -> dict[str, Any]:
     """The constructor's options that JSON can hold; a random generator or a callback is left out."""
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
-        value = value.item() if isinstance(value, np.generic) else value
+        value = _item(value)
         value = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
-        if value is None or isinstance(value, (bool, int, float, str)):
+        value = [_item(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+        if all(map(_is_plain, value if isinstance(value, list) else [value])):
             plain[name] = value
     return plain
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _file_name(path: object) -> str | None:
@@ -154,6 +165,9 @@ class _Header:
             raise ValueError("it has no fastsae header")
         if not 1 <= self.json("version", int) <= VERSION:
             raise ValueError(f"it has version {self.text('version')}, this fastsae reads 1 to {VERSION}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._metadata
 
     def text(self, key: str) -> str:
         if key not in self._metadata:
@@ -182,7 +196,8 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
     try:
-        estimator = kind(**header.json("parameters", dict))
+        parameters = header.json("parameters", dict)
+        estimator = kind(**{n: tuple(value) if isinstance(value, list) else value for n, value in parameters.items()})
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
@@ -203,6 +218,7 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
             name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
         }
     estimator._adopt(engine, state)
+    estimator._set_extra(header.json("extra", dict) if "extra" in header else {})
     feature_names = header.json("feature_names", list)
     if feature_names:
         if len(feature_names) != config.n_features or not all(isinstance(n, str) for n in feature_names):

@@ -108,9 +108,9 @@ class ConvTransposeConfig(Layer):
     kernel, stride, padding : int
         Height and width of a window of the output; step from one to the next; border that is cut off, less than
         `kernel`.
-    output_padding : int
+    output_padding : int or (int, int)
         Rows and columns added at the far end, less than `stride`: which of the sizes that a convolution maps to
-        the input's the output has.
+        the input's the output has. One for both, or one for each.
     activation, penalty, beta, rho, weight_decay, per_position, winners, lifetime
         As of :class:`fastsae.ConvConfig`.
     """
@@ -121,7 +121,7 @@ class ConvTransposeConfig(Layer):
     kernel: int = 3
     stride: int = 1
     padding: int = 0
-    output_padding: int = 0
+    output_padding: int | tuple[int, int] = 0
     activation: str = "relu"
     penalty: str = "none"
     beta: float = 3.0
@@ -133,8 +133,11 @@ class ConvTransposeConfig(Layer):
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, (height - 1) stride - 2 padding + kernel + output_padding, ...)``."""
-        grown = self.kernel - 2 * self.padding + self.output_padding
-        high, wide = (int((size - 1) * self.stride + grown) for size in shape[1:])
+        grown = self.kernel - 2 * self.padding
+        high, wide = (
+            int((size - 1) * self.stride + grown + added)
+            for size, added in zip(shape[1:], self._output_paddings, strict=True)
+        )
         return int(self.channels), high, wide
 
     def weight_shape(self, shape: Shape) -> tuple[int, int]:
@@ -148,8 +151,11 @@ class ConvTransposeConfig(Layer):
     def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
         """See `Layer.validate`."""
         _check_windows(self, where)
-        check_integer(where + "output_padding", self.output_padding, 0)
-        if self.output_padding >= self.stride:
+        if len(self._output_paddings) != 2:
+            raise ValueError(f"{where}output_padding: expected one or two integers, got {self.output_padding!r}")
+        for added in self._output_paddings:
+            check_integer(where + "output_padding", added, 0)
+        if max(self._output_paddings) >= self.stride:
             raise ValueError(
                 f"{where}output_padding: expected less than stride={self.stride}, got {self.output_padding}"
             )
@@ -162,6 +168,11 @@ class ConvTransposeConfig(Layer):
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
         return {**_windows_core(self), **activation_core(self), "per_position": self.per_position}
+
+    @property
+    def _output_paddings(self) -> tuple[int, ...]:
+        both = self.output_padding
+        return tuple(both) if isinstance(both, (tuple, list)) else (both, both)
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
