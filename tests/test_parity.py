@@ -83,11 +83,11 @@ def rho_hats_for(config: Config) -> dict[int, np.ndarray]:
     """A started moving average for each layer that keeps one."""
     if config.rho_hat != "ema":
         return {}
-    rng = np.random.default_rng(4)
+    rng, shapes = np.random.default_rng(4), config.shapes
     return {
-        number: rng.uniform(0.1, 0.6, layer.units)
+        number: rng.uniform(0.1, 0.6, shapes[number][0])
         for number, layer in enumerate(config.layers, 1)
-        if layer.penalty == "kl" and layer.beta > 0
+        if getattr(layer, "penalty", None) == "kl" and layer.beta > 0  # type: ignore[attr-defined]
     }
 
 
@@ -176,8 +176,10 @@ def check_gradient(
 def is_kinked(config: Config) -> bool:
     """Whether a rounding error can flip a slope, after which two correct runs part."""
     return any(
-        layer.activation == "relu" or (layer.penalty == "l1" and layer.activation in ("tanh", "identity"))
-        for layer in config.layers
+        activation == "relu" or (penalty == "l1" and activation in ("tanh", "identity")) or mode == "max"
+        for activation, penalty, mode in (
+            [getattr(layer, name, None) for name in ("activation", "penalty", "mode")] for layer in config.layers
+        )
     )
 
 

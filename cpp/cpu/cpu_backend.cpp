@@ -173,19 +173,20 @@ class CpuBackend final : public Backend {
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
-    const Cut rows = map_blocks(columns.rows, columns.cols);
-    parallel(rows.parts, [&](std::int64_t part) {
-      cpu::unfold(windows, images, columns, rows[part].begin, rows[part].end);
+    const Cut lines = map_blocks(columns.rows / windows.cols, windows.cols * columns.cols);
+    parallel(lines.parts, [&](std::int64_t part) {
+      cpu::unfold(windows, images, columns, lines[part].begin, lines[part].end);
     });
   }
 
   void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
     FlushDenormals flush;
-    const Cut rows = map_blocks(images.rows, images.cols);
-    Summing pass(kernel, images, rows.parts, 1, scratch_, sums);
-    parallel(rows.parts, [&](std::int64_t part) {
-      cpu::fold(windows, columns, images, rows[part].begin, rows[part].end);
-      pass.run({rows[part].begin, rows[part].end, 0, images.cols}, part, 0);
+    const std::int64_t width = windows.width;
+    const Cut lines = map_blocks(images.rows / width, width * images.cols);
+    Summing pass(kernel, images, lines.parts, 1, scratch_, sums);
+    parallel(lines.parts, [&](std::int64_t part) {
+      cpu::fold(windows, columns, images, lines[part].begin, lines[part].end);
+      pass.run({lines[part].begin * width, lines[part].end * width, 0, images.cols}, part, 0);
     });
     pass.finish();
   }
@@ -262,21 +263,49 @@ class CpuBackend final : public Backend {
   }
 
   template <class S>
+  static const S* at(const Factor& f, std::int64_t row, std::int64_t col) {
+    const std::int64_t r = f.transposed ? col : row, c = f.transposed ? row : col;
+    return f.tensor.as<S>() + r * f.tensor.stride + c;
+  }
+
+  template <class S>
+  void product_in_parts(const Factor& a, const Factor& b, const Cut& parts, const Tensor& out,
+                        bool accumulate, const Kernel* kernel, Sums sums) {
+    const std::int64_t size = out.size();
+    Scratch::Lease lease(scratch_, static_cast<std::size_t>(parts.parts * size));
+    S* const partial = reinterpret_cast<S*>(lease.data());
+    parallel(parts.parts, [&](std::int64_t part) {
+      const Range k = parts[part];
+      gemm(a.transposed, b.transposed, out.rows, out.cols, k.end - k.begin, at<S>(a, 0, k.begin),
+           a.tensor.stride, at<S>(b, k.begin, 0), b.tensor.stride, S(0), partial + part * size, out.cols);
+    });
+    for (std::int64_t row = 0; row < out.rows; ++row) {
+      S* line = out.as<S>() + row * out.stride;
+      if (!accumulate) std::fill_n(line, out.cols, S(0));
+      for (std::int64_t part = 0; part < parts.parts; ++part) {
+        const S* from = partial + part * size + row * out.cols;
+        for (std::int64_t col = 0; col < out.cols; ++col) line[col] += from[col];
+      }
+    }
+    Summing pass(kernel, out, 1, 1, scratch_, sums);
+    pass.run({0, out.rows, 0, out.cols}, 0, 0);
+    pass.finish();
+  }
+
+  template <class S>
   void product_of(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
                   Sums sums) {
     FlushDenormals flush;
     const std::int64_t inner = a.cols();
+    if (const Cut parts = inner_parts(out.rows, out.cols, inner); parts.parts > 1)
+      return product_in_parts<S>(a, b, parts, out, accumulate, kernel, sums);
     const Tiling tiles = Tiling::of(out.rows, out.cols, inner);
     Summing pass(kernel, out, tiles.rows.parts, tiles.cols.parts, scratch_, sums);
-    const auto part_of = [](const Factor& f, std::int64_t row, std::int64_t col) {
-      const std::int64_t r = f.transposed ? col : row, c = f.transposed ? row : col;
-      return f.tensor.as<S>() + r * f.tensor.stride + c;
-    };
     parallel(tiles.count(), [&](std::int64_t tile) {
       const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
       const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
-      gemm(a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner, part_of(a, r.begin, 0),
-           a.tensor.stride, part_of(b, 0, c.begin), b.tensor.stride, accumulate ? S(1) : S(0),
+      gemm(a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner, at<S>(a, r.begin, 0),
+           a.tensor.stride, at<S>(b, 0, c.begin), b.tensor.stride, accumulate ? S(1) : S(0),
            &out.view<S>()(r.begin, c.begin), out.stride);
       pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
     });

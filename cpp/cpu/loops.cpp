@@ -77,6 +77,51 @@ template <class K, class S = typename K::Scalar>
   }
 }
 
+// A tensor of one column without gaps: the maps of an image with one channel. The loops above would take it number by
+// number, so here the rows are what goes side by side.
+template <class K, class S = typename K::Scalar>
+[[gnu::always_inline]] inline void one_column(const K& kernel, S* out, Block block, double* sums,
+                                              std::int64_t sum_stride) {
+  const std::int64_t col = block.col_begin;
+  if constexpr (K::pass == Pass::each) {
+#pragma GCC ivdep
+    for (std::int64_t row = block.row_begin; row < block.row_end; ++row)
+      out[row] = kernel(row, col, out[row], nullptr);
+  }
+  if constexpr (K::pass == Pass::row_sum) {
+#pragma GCC ivdep
+    for (std::int64_t row = block.row_begin; row < block.row_end; ++row) {
+      S summand;
+      out[row] = kernel(row, col, out[row], &summand);
+      sums[row * sum_stride] = static_cast<double>(summand);
+    }
+  }
+  if constexpr (K::pass == Pass::col_sum) {
+    for (int k = 0; k < K::sums; ++k) sums[k * sum_stride + col] = 0;
+    for (std::int64_t r0 = block.row_begin; r0 < block.row_end; r0 += kLanes * kSumRows) {
+      const std::int64_t r1 = std::min(r0 + kLanes * kSumRows, block.row_end);
+      S partial[K::sums][kLanes] = {};
+      std::int64_t row = r0;
+      for (; row + kLanes <= r1; row += kLanes) {
+#pragma GCC ivdep
+        for (std::int64_t i = 0; i < kLanes; ++i) {
+          S summand[K::sums];
+          out[row + i] = kernel(row + i, col, out[row + i], summand);
+          for (int k = 0; k < K::sums; ++k) partial[k][i] += summand[k];
+        }
+      }
+      for (; row < r1; ++row) {
+        S summand[K::sums];
+        out[row] = kernel(row, col, out[row], summand);
+        for (int k = 0; k < K::sums; ++k) partial[k][0] += summand[k];
+      }
+      for (int k = 0; k < K::sums; ++k) {
+        for (const S part : partial[k]) sums[k * sum_stride + col] += static_cast<double>(part);
+      }
+    }
+  }
+}
+
 template <class K>
 [[gnu::always_inline]] inline void run(const std::byte* bytes, const Tensor& out, Block block, double* sums,
                                        std::int64_t sum_stride) {
@@ -86,6 +131,9 @@ template <class K>
     if (kernel.idle()) return;
   }
   const View<typename K::Scalar> view = out.view<typename K::Scalar>();
+  if constexpr (K::epilogue) {
+    if (out.cols == 1 && out.stride == 1) return one_column(kernel, view.data, block, sums, sum_stride);
+  }
   if constexpr (K::pass == Pass::each) each(kernel, view, block);
   if constexpr (K::pass == Pass::col_sum) sum_columns(kernel, view, block, sums, sum_stride);
   if constexpr (K::pass == Pass::row_sum) sum_rows(kernel, view, block, sums, sum_stride);

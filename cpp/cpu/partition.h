@@ -49,6 +49,14 @@ struct Tiling {
   static constexpr std::int64_t kGrain = 16;
 };
 
+// The inner dimension of a product with a small output and a long sum, as the gradient of a convolution's weights is:
+// each part makes an output of its own, and they are added in order.
+inline Cut inner_parts(std::int64_t m, std::int64_t n, std::int64_t k) {
+  constexpr std::int64_t kLargest = 16384, kShortest = 1024, kMost = 16;
+  if (m * n > kLargest || k < 8 * std::max(m, n)) return Cut(k, 1, 1);
+  return Cut(k, std::clamp<std::int64_t>(k / kShortest, 1, kMost), Tiling::kGrain);
+}
+
 // Rows of a pass without a product: about 32k elements a block.
 inline Cut map_blocks(std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t kElements = 32768;
