@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
 from fastsae.arrays import as_array
 from fastsae.base import Array, Autoencoder
@@ -168,8 +169,9 @@ class ConvAutoencoder(Autoencoder):
         out : array, optional
             C-contiguous memory of the model's dtype to write to.
         """
+        check_is_fitted(self)
         rows, shape = _as_rows("H", H)
-        if shape is not None and shape != self._fitted_engine("code_shape_").config.shapes[self._code_layer]:
+        if shape is not None and shape != self._engine.config.shapes[self._code_layer]:
             raise ValueError(f"H: expected codes of shape {self.code_shape_}, got {shape}")
         return self._shaped(super().inverse_transform(rows, _rows_of(out)), out, self._takes_images)
 
