@@ -28,7 +28,9 @@ N, D = 50, 84
 CHECKED = [
     ConvAutoencoder((2,), image_shape=(1, 1, -1), max_epochs=2, verbose=False, dtype="float64"),
     ConvAutoencoder((2, 3), image_shape=(1, 1, -1), max_epochs=2, verbose=False, winners="both", lifetime=0.5),
-    ConvAutoencoder((2,), image_shape=(1, 1, -1), max_epochs=2, verbose=False, n_hidden=2, tied=True, activation="tanh"),
+    ConvAutoencoder(
+        (2,), image_shape=(1, 1, -1), max_epochs=2, verbose=False, n_hidden=2, tied=True, activation="tanh"
+    ),
 ]
 _CHECKS = parametrize_with_checks(CHECKED).mark
 
@@ -479,7 +481,10 @@ def test_plots() -> None:
     assert plots.reconstructions(model, X.reshape(N, -1), n_images=4).images[0].get_array().shape == (15, 27, 3)
     two = make().fit(images())
     assert plots.reconstructions(two, images(), n_images=4).images[0].get_array().shape == (29, 27)
-    assert plots.reconstructions(two, images().reshape(N, D), (14, 6), n_images=4).images[0].get_array().shape == (29, 27)
+    assert plots.reconstructions(two, images().reshape(N, D), (14, 6), n_images=4).images[0].get_array().shape == (
+        29,
+        27,
+    )
     maps = make(activation="sigmoid", penalty="kl").fit(X)
     assert sum(bar.get_height() for bar in plots.rho_hat(maps, X).patches) == 4
     positions = make(activation="sigmoid", penalty="kl", per_position=True).fit(X)

@@ -417,7 +417,12 @@ BASES: dict[str, tuple[Config, int]] = {
 WINDOW_FIELDS: dict[str, list[Any]] = {
     **{"channels": [2], "kernel": [2], "stride": [1, 3], "padding": [0, 2]},
     **{"activation": ["sigmoid"], "penalty": ["none", "l1", "log"], "beta": [0.0, 1.5], "rho": [0.1]},
-    **{"weight_decay": [0.0, 0.3], "per_position": [True], "winners": ["spatial", "lifetime", "both"], "lifetime": [0.9]},
+    **{
+        "weight_decay": [0.0, 0.3],
+        "per_position": [True],
+        "winners": ["spatial", "lifetime", "both"],
+        "lifetime": [0.9],
+    },
 }
 #: What the other options of the layer are where one is changed that they would leave without a meaning.
 BESIDE: dict[str, dict[str, Any]] = {

@@ -97,7 +97,10 @@ def check(config: Config, device: str, n: int = N, w: np.ndarray | None = None, 
 
 def check_steps(config: Config, device: str, steps: int, full_batch_rows: int = 0) -> None:
     parameters = parameters_for(config)
-    engine, exact = make_engine(config, parameters, device, full_batch_rows), make_reference(config, parameters, "float64")
+    engine, exact = (
+        make_engine(config, parameters, device, full_batch_rows),
+        make_reference(config, parameters, "float64"),
+    )
     plain = make_reference(config, parameters, config.dtype)
     for step in range(steps):
         n = N - 3 * (step % 2)
@@ -207,7 +210,9 @@ def test_rows_of_no_weight_are_not_there(model: str, device: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_inference_has_all_activations(model: str, device: str) -> None:
     config = MODELS[model](dtype="float64")
-    layers = tuple(dataclasses.replace(layer, winners="") if hasattr(layer, "winners") else layer for layer in config.layers)
+    layers = tuple(
+        dataclasses.replace(layer, winners="") if hasattr(layer, "winners") else layer for layer in config.layers
+    )
     plain = dataclasses.replace(config, layers=layers)
     parameters, X = parameters_for(config), data(N, D)
     one, other = make_engine(config, parameters, device), make_engine(plain, parameters, device)

@@ -7,7 +7,6 @@ import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from fastsae.arrays import as_array
@@ -200,7 +199,7 @@ class ConvAutoencoder(Autoencoder):
 
     @property
     def intercept_(self) -> Array:
-        """b of the first convolution, shape (channels,)."""
+        """Biases of the first convolution, shape (channels,)."""
         return self._fitted_engine("intercept_").get("b1")
 
     @property
@@ -354,7 +353,7 @@ def _image_shape(option: Any, n_features: int, seen: Shape | None) -> Shape:
     return shape
 
 
-def _for_each(name: str, value: int | ArrayLike, count: int) -> list[int]:
+def _for_each(name: str, value: Any, count: int) -> list[int]:
     """`value`, or what it holds, for each of so many layers."""
     values = list(value) if isinstance(value, (tuple, list)) else [value] * count
     if len(values) != count:

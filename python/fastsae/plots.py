@@ -194,8 +194,8 @@ def loss(model: Any, *, parts: bool = True, title: str | None = None, ax: Axes |
 def rho_hat(model: Any, X: ArrayLike, *, bins: int = 30, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Histogram of the units' mean activations over X, and the target rho if the model has one.
 
-    Under the KL penalty a tanh unit's mean is mapped to (0, 1), where rho is. Where the penalty takes a map for one unit,
-    so does the histogram.
+    Under the KL penalty a tanh unit's mean is mapped to (0, 1), where rho is. Where the penalty takes a map for one
+    unit, so does the histogram.
 
     Parameters
     ----------
