@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
 import mnist
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from fastsae import ConvAutoencoder
@@ -31,8 +33,10 @@ def pooled(model: ConvAutoencoder, X: np.ndarray, size: int = 2) -> np.ndarray:
 def probe(model: ConvAutoencoder, X: np.ndarray, y: np.ndarray, X_test: np.ndarray, y_test: np.ndarray) -> float:
     """Accuracy of a logistic regression on the pooled code."""
     code = pooled(model, X)
-    scale = code.std() * code.shape[1] ** 0.5  # of a row: about 1
-    classifier = LogisticRegression(C=100.0, max_iter=300, tol=1e-3).fit(code / scale, y)
+    scale = code.std(axis=0) + 1e-3 * code.std()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 150 iterations are the set-up
+        classifier = LogisticRegression(C=0.01, max_iter=150).fit(code / scale, y)
     return float(classifier.score(pooled(model, X_test) / scale, y_test))
 
 

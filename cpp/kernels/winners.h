@@ -39,9 +39,9 @@ struct LifetimeWinner {
   static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::each;
   static constexpr int sums = 0;
-  const S* winner;  // [rows x channels]
+  const S* winner;  // [channels x rows]
   const S* weight;  // [rows]
-  std::int64_t rows, channels;
+  std::int64_t rows;
   double lifetime;  // share of the rows that win
   bool spatial;     // whether places count
   std::int64_t winners = 0;
@@ -53,15 +53,13 @@ struct LifetimeWinner {
     if (winners < 1 || static_cast<double>(winners) < share) ++winners;
   }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S place, S*) const {
-    const S* column = winner + col;
-    const S own = column[row * channels];
-    std::int64_t better = weight[row] > S(0) ? 0 : winners;
-    for (std::int64_t i = 0; i < rows && better < winners; ++i) {
-      const S other = column[i * channels];
-      const bool first = other > own || (other == own && i < row);
-      better += first && weight[i] > S(0) ? 1 : 0;
-    }
-    return better < winners ? (spatial ? place : S(0)) : S(-1);
+    const S* of_rows = winner + col * rows;
+    const S own = of_rows[row];
+    std::int32_t better = 0;
+    for (std::int64_t i = 0; i < row; ++i) better += (of_rows[i] >= own) & (weight[i] > S(0)) ? 1 : 0;
+    for (std::int64_t i = row + 1; i < rows; ++i) better += (of_rows[i] > own) & (weight[i] > S(0)) ? 1 : 0;
+    const bool wins = weight[row] > S(0) && better < winners;
+    return wins ? (spatial ? place : S(0)) : S(-1);
   }
 };
 

@@ -8,6 +8,7 @@ namespace fastsae {
 void Winners::declare(Arena& scratch, std::int64_t rows, const std::string& suffix, DType dtype) {
   if (!any()) return;
   if (shape_.positions() > 1) winner_ = &scratch.declare("winner" + suffix, rows, shape_.channels, dtype);
+  if (of_batch_) turned_ = &scratch.declare("turned_winner" + suffix, shape_.channels, rows, dtype);
   place_ = &scratch.declare("place" + suffix, rows, shape_.channels, dtype);
 }
 
@@ -23,7 +24,9 @@ void Winners::keep(Backend& backend, Tensor activation, const Tensor& weight) co
       backend.map(winner, as_kernel(MapWinner<S>{maps.as<S>(), place.as<S>(), positions, channels}), {});
     }
     if (of_batch_) {
-      const LifetimeWinner<S> kernel{winner.as<S>(), weight.as<S>(), rows, channels, lifetime_, of_map_};
+      const Tensor turned = shaped(*turned_, channels, rows);
+      backend.map(turned, as_kernel(Transposed<S>{winner.as<S>(), rows, channels}), {});
+      const LifetimeWinner<S> kernel{turned.as<S>(), weight.as<S>(), rows, lifetime_, of_map_};
       backend.map(place, as_kernel(kernel), {});
     }
     backend.map(maps, as_kernel(KeepWinners<S>{place.as<S>(), positions, channels, of_map_}), {});

@@ -28,6 +28,7 @@ class Winners {
   double lifetime_;
   bool of_map_, of_batch_;
   Tensor* winner_ = nullptr;  // [rows x channels]
+  Tensor* turned_ = nullptr;  // [channels x rows] the same
   Tensor* place_ = nullptr;   // [rows x channels] their positions, -1 in rows that lost
 };
 
