@@ -43,8 +43,8 @@ def probe(model: ConvAutoencoder, X: np.ndarray, y: np.ndarray, X_test: np.ndarr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, default=mnist.DEFAULT_FOLDER, help="folder of MNIST's four .gz files")
-    parser.add_argument("--rows", type=int, default=60000, help="images to learn filters from")
-    parser.add_argument("--probe-rows", type=int, default=10000, help="labelled images for the linear model")
+    parser.add_argument("--rows", type=int, default=20000, help="images to learn filters from")
+    parser.add_argument("--probe-rows", type=int, default=20000, help="labelled images for the linear model")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--channels", type=int, default=48)
     parser.add_argument("--kernel", type=int, default=11)
