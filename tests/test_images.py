@@ -441,11 +441,21 @@ BASES: dict[str, tuple[Config, int]] = {
 WINDOW_FIELDS: dict[str, list[Any]] = {
     **{"channels": [2], "kernel": [2], "stride": [1, 3], "padding": [0, 2]},
     **{"activation": ["sigmoid"], "penalty": ["none", "l1", "log"], "beta": [0.0, 1.5], "rho": [0.1]},
-    "weight_decay": [0.0, 0.3],
+    **{
+        "weight_decay": [0.0, 0.3],
+        "per_position": [True],
+        "winners": ["spatial", "lifetime", "both"],
+        "lifetime": [0.9],
+    },
+}
+#: What the other options of the layer are where one is changed that they would leave without a meaning.
+BESIDE: dict[str, dict[str, Any]] = {
+    "winners": {"activation": "relu", "penalty": "none"},
+    "lifetime": {"activation": "relu", "penalty": "none", "winners": "both"},
 }
 KIND_FIELDS: dict[str, dict[str, list[Any]]] = {
     "conv": WINDOW_FIELDS,
-    "conv_transpose": {**WINDOW_FIELDS, "output_padding": [1]},
+    "conv_transpose": {**WINDOW_FIELDS, "output_padding": [1, (0, 1)]},
     "pool": {"size": [1, 3], "mode": ["mean"]},
     "unpool": {"size": [1, 3], "mode": ["mean"]},
     "upsample": {"factor": [1, 3]},
@@ -471,6 +481,8 @@ def test_no_field_is_ignored(kind: str, field: str, value: Any, device: str) -> 
     config, index = BASES[kind]
     config = dataclasses.replace(config, dtype="float64")
     layers = list(config.layers)
+    layers[index] = dataclasses.replace(layers[index], **BESIDE.get(field, {}))  # type: ignore[type-var]
+    config = dataclasses.replace(config, layers=tuple(layers))
     assert getattr(layers[index], field) != value
     layers[index] = dataclasses.replace(layers[index], **{field: value})  # type: ignore[type-var]
     assert changes(config, dataclasses.replace(config, layers=tuple(layers)), device)

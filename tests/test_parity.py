@@ -33,9 +33,10 @@ def two_layers(
     h: int = H,
     beta: float = 0.5,
     rho: float = 0.3,
+    winners: str = "",
     **rest: Any,
 ) -> Config:
-    hidden = LayerConfig(h, activation, penalty, beta=beta, rho=rho)
+    hidden = LayerConfig(h, activation, penalty, beta=beta, rho=rho, winners=winners)
     return Config(d, (hidden, LayerConfig(d, output)), **{"weight_decay": 0.01, "learning_rate": 0.01, **rest})
 
 
@@ -662,6 +663,8 @@ LAYER_FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "beta": ({"penalty": "kl"}, [0.0, 1.5]),
     "rho": ({"penalty": "kl"}, [0.1, 0.9]),
     "weight_decay": ({}, [0.0, 0.3]),
+    "winners": ({"activation": "relu"}, ["lifetime"]),
+    "lifetime": ({"activation": "relu", "winners": "lifetime"}, [0.5]),
 }
 
 
@@ -707,8 +710,8 @@ def test_no_field_is_ignored(field: str, value: Any, device: str) -> None:
 @pytest.mark.parametrize("index", [0, 1])
 def test_no_layer_field_is_ignored(index: int, field: str, value: Any, device: str) -> None:
     config = two_layers(**{"dtype": "float64", **LAYER_FIELDS[field][0]})
-    if index == 1 and field in ("beta", "rho"):
-        index = 0  # the output layer takes no penalty, which test_no_layer_field_is_ignored[penalty] shows to raise
+    if index == 1 and field in ("beta", "rho", "lifetime"):
+        index = 0  # the output layer takes no penalty and no winners, which these options of it show to raise
     layers = list(config.layers)
     assert getattr(layers[index], field) != value
     layers[index] = dataclasses.replace(layers[index], **{field: value})

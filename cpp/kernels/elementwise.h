@@ -36,16 +36,34 @@ struct KlColumn {
   }
 };
 
-// A bias gradient from the summed deltas; sums its square.
+// Sums weighted activations; changes nothing.
+template <class S>
+struct WeightedSum {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::col_sum;
+  static constexpr int sums = 1;
+  const S* weight;  // [rows]
+  FS_HD S operator()(std::int64_t row, std::int64_t, S a, S* sum) const {
+    sum[0] = weight[row] * a;
+    return a;
+  }
+};
+
+// A bias gradient from the summed deltas, which may be those of each position of a map; sums its square.
 template <class S>
 struct BiasGradient {
   using Scalar = S;
   static constexpr bool epilogue = false;
   static constexpr Pass pass = Pass::col_sum;
   static constexpr int sums = 1;
-  const double* sum_delta;  // [cols]
+  const double* sum_delta;  // [positions * cols]
+  std::int64_t positions = 1, cols = 0;
   FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
-    const S g = static_cast<S>(sum_delta[col]);
+    double total = sum_delta[col];
+    for (std::int64_t position = 1; position < positions; ++position)
+      total += sum_delta[position * cols + col];
+    const S g = static_cast<S>(total);
     sum[0] = g * g;
     return g;
   }

@@ -12,6 +12,7 @@
 #include "kernels/noise.h"
 #include "kernels/sampling.h"
 #include "kernels/softmax.h"
+#include "kernels/winners.h"
 
 namespace fastsae {
 
@@ -71,6 +72,8 @@ using ContractionKernels =
            TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>, Tangent<S>, TangentDelta<S>>>;
 template <class S>
 using SoftmaxKernels = TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>, SoftmaxLoss<S>>;
+template <class S>
+using WinnerKernels = TypeList<MapWinner<S>, LifetimeWinner<S>, KeepWinners<S>>;
 
 // clang-format off: a group on a line
 template <class S>
@@ -82,12 +85,13 @@ using KernelsOf = Concat<
     EmphasisedDeltaKernels<S>,
     RowLossKernels<S>,
     KlColumnKernels<S>,
-    TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
+    TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>, WeightedSum<S>>,
     ImageKernels<S>,
     NoiseKernels<S>,
     CodeKernels<S>,
     ContractionKernels<S>,
     SoftmaxKernels<S>,
+    WinnerKernels<S>,
     UpdateKernels<S>>;
 // clang-format on
 

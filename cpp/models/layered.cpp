@@ -71,7 +71,7 @@ void Layered::add_stage(const LayerSpec& spec) {
   LayerSpec made = spec;
   made.below = depth() > 0 ? output().spec().out : spec.in;
   const std::string activation = softmax_ ? Identity::name : spec.activation;  // the product leaves logits
-  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty)});
+  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty), Winners(spec)});
   if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
@@ -96,7 +96,7 @@ void Layered::declare(Arena& parameters, Arena& gradients, Arena& state) {
     parameters_.push_back({layer.bias, layer.bias_gradient, 0});
     if (layer.spec().has_kl() && spec_.moving_rho_hat) {
       const std::string name = text("rho_hat", layer.spec().number);
-      stage.rho_hat = &state.declare(name, 1, layer.spec().out.channels, DType::f64);
+      stage.rho_hat = &state.declare(name, 1, layer.spec().units(), DType::f64);
     }
   }
   FS_REQUIRE(output().layer->has_weights(), "layers: the last layer must have weights");
@@ -109,6 +109,7 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
   for (Stage& stage : stages_) {
     const LayerSpec& spec = stage.spec();
     const std::int64_t channels = spec.out.channels, positions = spec.out.positions();
+    const std::int64_t units = stage.has_kl_by_position() ? spec.units() : channels;
     const std::string suffix = std::to_string(++number);
     const bool last = &stage == &output();
     stage.delta = &scratch.declare("delta" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
@@ -122,10 +123,12 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     stage.layer->declare_scratch(scratch, spec_.dtype);
     if (!stage.layer->has_weights()) continue;
     stage.sums = &scratch.declare("sums" + suffix, 2, channels, DType::f64);
-    stage.delta_sums = &scratch.declare("delta_sums" + suffix, 1, channels, DType::f64);
-    stage.column = &scratch.declare("column" + suffix, 1, channels, spec_.dtype);
-    stage.kl = &scratch.declare("kl" + suffix, 1, channels, DType::f64);
-    stage.next_rho_hat = &scratch.declare("next_rho_hat" + suffix, 1, channels, DType::f64);
+    stage.delta_sums = &scratch.declare("delta_sums" + suffix, 1, units, DType::f64);
+    if (units > channels) stage.unit_sums = &scratch.declare("unit_sums" + suffix, 1, units, DType::f64);
+    stage.column = &scratch.declare("column" + suffix, 1, units, spec_.dtype);
+    stage.kl = &scratch.declare("kl" + suffix, 1, units, DType::f64);
+    stage.next_rho_hat = &scratch.declare("next_rho_hat" + suffix, 1, units, DType::f64);
+    stage.winners.declare(scratch, rows, suffix, spec_.dtype);
     stage.weight_sums = &scratch.declare("weight_sums" + suffix, 2, stage.layer->weight->cols, DType::f64);
     stage.bias_sums = &scratch.declare("bias_sums" + suffix, 1, channels, DType::f64);
     if (positions > 1 && spread_weights_.count(positions) == 0)
@@ -158,6 +161,11 @@ bool Layered::draws_noise() const {
                      [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
+bool Layered::ranks_rows() const {
+  return std::any_of(stages_.begin(), stages_.end(),
+                     [](const Stage& stage) { return stage.winners.of_batch(); });
+}
+
 void Layered::accumulate_means(const Batch& batch) {
   start(batch);
   forward_hidden(batch);
@@ -171,9 +179,9 @@ void Layered::finish_means() {
     const LayerSpec& spec = stage.spec();
     if (!spec.has_kl()) continue;
     const Tensor& previous = stage.rho_hat != nullptr ? *stage.rho_hat : *stage.next_rho_hat;
-    const double share = 1 / static_cast<double>(spec.out.positions());
-    const Kernel kernel = stage.kernels.kl_column(*stage.sums, previous, *stage.next_rho_hat, memory_.scalars,
-                                                  spec.rho, spec.beta, share);
+    const Tensor& sums = stage.unit_sums != nullptr ? *stage.unit_sums : *stage.sums;
+    const Kernel kernel = stage.kernels.kl_column(sums, previous, *stage.next_rho_hat, memory_.scalars,
+                                                  spec.rho, spec.beta, spec.share());
     backend_.map(*stage.column, kernel, {*stage.kl});
   }
 }
@@ -225,8 +233,9 @@ void Layered::commit() {
 }
 
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
-  const bool plain = std::all_of(stages_.begin(), stages_.end(),
-                                 [](const Stage& stage) { return stage.spec().kind == "dense"; });
+  const bool plain = std::all_of(stages_.begin(), stages_.end(), [](const Stage& stage) {
+    return stage.spec().kind == "dense" && !stage.winners.any();
+  });
   if (!plain || corruption_.exists() || contraction_ || softmax_ || stages_.size() != 2 || spec_.tied ||
       decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
@@ -321,7 +330,17 @@ void Layered::forward_hidden(const Batch& batch) {
     const Kernel kernel = stage.kernels.activate(*stage.layer->bias, weight_of(stage, batch));
     stage.layer->forward(context_of(stage, batch), input_of(i, batch), out,
                          {&kernel, {*stage.sums, !first_}});
+    if (stage.winners.any()) stage.winners.keep(backend_, out, batch.weight);
+    if (stage.unit_sums != nullptr) sum_units(stage, batch);
   }
+}
+
+// A product sums over rows and positions; here each position has a sum of its own.
+void Layered::sum_units(const Stage& stage, const Batch& batch) {
+  with_scalar(spec_.dtype, [&](auto s) {
+    const Kernel kernel = as_kernel(WeightedSum<decltype(s)>{batch.weight.as<decltype(s)>()});
+    backend_.map(rows_of(stage.activation, batch), kernel, {*stage.unit_sums, !first_});
+  });
 }
 
 void Layered::forward_output(const Batch& batch) {
@@ -355,28 +374,40 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
                             {finishes ? &finish : nullptr, {*stage.weight_sums}});
     }
     if (i > 0) {
-      Stage& previous = this->stage(i - 1);
-      const Tensor out = rows_of(previous.delta, batch);
-      if (previous.layer->has_weights()) {
-        const Tensor activation = pixels(rows_of(previous.activation, batch), previous.spec().out);
-        const Kernel kernel = previous.kernels.delta(activation, weight_of(previous, batch), *previous.column,
-                                                     memory_.scalars, penalty_of(previous));
-        layer.backward(context, delta, out, {&kernel, {*previous.delta_sums, !first_}});
-      } else {
-        layer.backward(context, delta, out, {});
-      }
+      const Stage& previous = this->stage(i - 1);
+      if (previous.layer->has_weights())
+        backward_hidden(previous, layer, context, delta, batch);
+      else
+        layer.backward(context, delta, rows_of(previous.delta, batch), {});
       if (contracts(i - 1)) contraction_->add_delta(contraction_pass(batch), i - 1);
     }
     if (last_chunk && layer.has_weights()) {
-      backend_.map(*layer.bias_gradient, bias_gradient(delta_sums(i)), {*stage.bias_sums});
+      const Kernel kernel = bias_gradient(delta_sums(i), stage.spec().out.channels);
+      backend_.map(*layer.bias_gradient, kernel, {*stage.bias_sums});
     }
   }
 }
 
-// The weight of the elementwise penalty on one element: the mean over the positions of a map counts.
+void Layered::backward_hidden(const Stage& stage, const Layer& behind, const Context& context, Tensor delta,
+                              const Batch& batch) {
+  const Tensor out = rows_of(stage.delta, batch);
+  const bool by_position = stage.unit_sums != nullptr;
+  Tensor activation = rows_of(stage.activation, batch);
+  if (!by_position) activation = pixels(activation, stage.spec().out);
+  const Tensor weight = by_position ? batch.weight : weight_of(stage, batch);
+  const Kernel kernel =
+      stage.kernels.delta(activation, weight, *stage.column, memory_.scalars, penalty_of(stage));
+  const Sums sums{*stage.delta_sums, !first_};
+  if (!by_position) return behind.backward(context, delta, out, {&kernel, sums});
+  behind.backward(context, delta, out, {});
+  backend_.map(out, kernel, sums);
+}
+
+// The weight of the elementwise penalty on one element: the mean over the positions of a map counts, unless each is a
+// unit.
 double Layered::penalty_of(const Stage& stage) const {
   const LayerSpec& spec = stage.spec();
-  return spec.has_penalty() ? spec.beta / static_cast<double>(spec.out.positions()) : 0.0;
+  return spec.has_penalty() ? spec.beta * spec.share() : 0.0;
 }
 
 Kernel Layered::decayed(const Stage& stage, double decay) const {
@@ -409,9 +440,10 @@ Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay
                              loss_factor(), half_decay});
 }
 
-Kernel Layered::bias_gradient(const Tensor& sums) const {
-  return with_scalar(spec_.dtype,
-                     [&](auto s) { return as_kernel(BiasGradient<decltype(s)>{sums.as<double>()}); });
+Kernel Layered::bias_gradient(const Tensor& sums, std::int64_t channels) const {
+  return with_scalar(spec_.dtype, [&](auto s) {
+    return as_kernel(BiasGradient<decltype(s)>{sums.as<double>(), sums.cols / channels, channels});
+  });
 }
 
 std::unique_ptr<Model> make_layered(const ModelSpec& spec, Backend& backend) {

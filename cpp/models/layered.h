@@ -8,29 +8,34 @@
 #include "models/layer.h"
 #include "models/layer_kernels.h"
 #include "models/softmax.h"
+#include "models/winners.h"
 
 namespace fastsae {
 
 // A layer and what a step keeps of it.
 struct Stage {
   std::unique_ptr<Layer> layer;
-  LayerKernels kernels = {};       // of a layer with weights
+  LayerKernels kernels;            // of a layer with weights
+  Winners winners;                 // of a layer with weights
   std::int64_t places_stage = -1;  // whose places the layer writes or reads
-  Tensor* rho_hat = nullptr;       // [1 x channels] doubles; only where it moves
+  Tensor* rho_hat = nullptr;       // [1 x units] doubles; only where it moves
   // Scratch. Rows are those of the batch, and each is as long as the layer's output.
   Tensor* activation = nullptr;  // the last layer's holds its delta
   Tensor* delta = nullptr;
   Tensor* work = nullptr;    // of the layer; null where it needs none
   Tensor* places = nullptr;  // where a pool keeps them
   Tensor* sums = nullptr;    // [2 x channels] hidden: of a and of the penalty; last: of delta and of the loss
-  Tensor* delta_sums = nullptr;    // [1 x channels]
-  Tensor* column = nullptr;        // [1 x channels] KL slopes, 0 without KL
-  Tensor* kl = nullptr;            // [1 x channels] KL values
-  Tensor* next_rho_hat = nullptr;  // [1 x channels]
+  Tensor* delta_sums = nullptr;    // [1 x units]
+  Tensor* unit_sums = nullptr;     // [1 x units] of a; only where each position is a unit
+  Tensor* column = nullptr;        // [1 x units] KL slopes, 0 without KL
+  Tensor* kl = nullptr;            // [1 x units] KL values
+  Tensor* next_rho_hat = nullptr;  // [1 x units]
   Tensor* weight_sums = nullptr;   // [2 x inputs] squared gradient, squared weight
   Tensor* bias_sums = nullptr;     // [1 x channels] squared gradient
 
   const LayerSpec& spec() const { return layer->spec(); }
+  // Whether each position of a map has a KL slope of its own: the units are then the columns of [rows x size].
+  bool has_kl_by_position() const { return spec().has_kl() && spec().per_position; }
 };
 
 class Layered final : public Model {
@@ -53,6 +58,7 @@ class Layered final : public Model {
   std::int64_t code_width() const override { return code_shape().size(); }
   bool draws_noise() const override;
   bool needs_dense_rows() const override { return dense_rows_; }
+  bool ranks_rows() const override;
 
   void encode(Tensor x, Tensor code, const Work& work) const override;
   void decode(Tensor code, Tensor output, const Work& work) const override;
@@ -94,8 +100,12 @@ class Layered final : public Model {
   Kernel output_delta(const Batch& batch) const;
   void start(const Batch& batch);
   void forward_hidden(const Batch& batch);
+  void sum_units(const Stage& stage, const Batch& batch);
   void forward_output(const Batch& batch);
   void backward(const Batch& batch, bool last_chunk);
+  // The delta of a hidden layer with weights from that of the layer behind it.
+  void backward_hidden(const Stage& stage, const Layer& behind, const Context& context, Tensor delta,
+                       const Batch& batch);
 
   double decay_of(const Stage& stage) const {
     return spec_.decoupled_decay ? 0.0 : stage.spec().weight_decay;
@@ -107,7 +117,7 @@ class Layered final : public Model {
   Tensor delta_sums(Index index) const;
   Kernel decayed(const Stage& stage, double decay) const;
   Kernel closing(const StepMemory& memory, bool logged, double half_decay) const;
-  Kernel bias_gradient(const Tensor& sums) const;
+  Kernel bias_gradient(const Tensor& sums, std::int64_t channels) const;
 
   void infer(Index from, Index to, Tensor in, Tensor out, const Work& work) const;
   void run(Index from, Index to, Tensor in, Tensor out, const Work& work) const;

@@ -41,6 +41,9 @@ struct LayerSpec {
   double free_bits, warm_up;             // of a Gaussian code
   bool has_penalty() const { return penalty != "none" && beta > 0; }
   bool has_kl() const { return has_penalty() && penalty == "kl"; }
+  // How many units the penalty sees, and the share of one element in its unit.
+  std::int64_t units() const { return per_position ? out.size() : out.channels; }
+  double share() const { return static_cast<double>(units()) / static_cast<double>(out.size()); }
 };
 
 // What is done to the input of a step; its target stays clean.
@@ -122,9 +125,11 @@ class Model {
   virtual std::optional<SmallModel> small(const StepMemory& memory) const = 0;
   virtual std::int64_t code_width() const = 0;
 
-  // Whether a step needs Batch::numbers, and whether rows must follow each other without gaps.
+  // Whether a step needs Batch::numbers, whether rows must follow each other without gaps, and whether the rows of a
+  // batch compete, so that J cannot be computed in chunks.
   virtual bool draws_noise() const = 0;
   virtual bool needs_dense_rows() const = 0;
+  virtual bool ranks_rows() const = 0;
 
   // Inference, safe from many threads. `work` has three tensors of at least [rows x widest()].
   struct Work {

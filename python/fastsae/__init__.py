@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastsae.checkpoint import load
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
     from fastsae.contractive import ContractiveAutoencoder
+    from fastsae.conv import ConvAutoencoder
     from fastsae.cuda import cuda_blas
     from fastsae.deep import DeepAutoencoder
     from fastsae.denoising import DenoisingAutoencoder
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AnomalyDetector": "anomaly",
     "Config": "config",
+    "ConvAutoencoder": "conv",
     "ConvConfig": "image_layers",
     "ConvTransposeConfig": "image_layers",
     "DenoisingAutoencoder": "denoising",
@@ -77,6 +79,7 @@ __all__ = [
     "AnomalyDetector",
     "Config",
     "ContractiveAutoencoder",
+    "ConvAutoencoder",
     "ConvConfig",
     "ConvTransposeConfig",
     "DeepAutoencoder",

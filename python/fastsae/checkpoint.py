@@ -26,6 +26,7 @@ from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
     from fastsae.anomaly import AnomalyDetector
+    from fastsae.base import Network
 
 FORMAT = "fastsae"
 VERSION = 1
@@ -33,6 +34,7 @@ _BEST = "best."
 _AROUND = "around."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
+    "ConvAutoencoder": "conv",
     "ContractiveAutoencoder": "contractive",
     "DeepAutoencoder": "deep",
     "DenoisingAutoencoder": "denoising",
@@ -167,15 +169,16 @@ def _plain_parameters(estimator: Any) -> dict[str, Any]:
     """The constructor's options that JSON can hold; a random generator or a callback is left out."""
     plain: dict[str, Any] = {}
     for name, value in estimator.get_params(deep=False).items():
-        value = value.item() if isinstance(value, np.generic) else value
+        value = _item(value)
         value = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
-        if isinstance(value, (list, tuple)):
-            value = [entry.item() if isinstance(entry, np.generic) else entry for entry in value]
-            if all(map(_is_plain, value)):
-                plain[name] = value
-        elif _is_plain(value):
+        value = [_item(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+        if all(map(_is_plain, value if isinstance(value, list) else [value])):
             plain[name] = value
     return plain
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_plain(value: object) -> bool:

@@ -9,10 +9,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-from fastsae.checks import check_choice, check_integer
-from fastsae.layers import Layer, Shape, activation_core, check_penalty
+from fastsae.checks import check_bool, check_choice, check_integer
+from fastsae.layers import Layer, Shape, activation_core, check_penalty, check_winners
 
 MODES = ("max", "mean")
+WINNERS = ("", "spatial", "lifetime", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,15 @@ class ConvConfig(Layer):
     activation, penalty, beta, rho, weight_decay
         As of :class:`fastsae.LayerConfig`. To the penalty a map is one unit, whose activation is its mean over
         the positions; the penalties of single elements are averaged over them.
+    per_position : bool
+        Each position of a map is a unit of its own to the penalty, with its own mean activation, and the penalties
+        of single elements are summed.
+    winners : {"", "spatial", "lifetime", "both"}
+        Winner-take-all, as of :class:`fastsae.LayerConfig`, by maps: ``spatial`` keeps the largest activation of each
+        map of each row, of equal ones the first in reading order; ``lifetime`` keeps each map in the
+        ``ceil(lifetime * rows)`` rows of the batch where its largest activation is largest; ``both`` is CONV-WTA.
+    lifetime : float
+        Share of the rows that lifetime winners have, in (0, 1].
     """
 
     kind: ClassVar[str] = "conv"
@@ -46,6 +56,9 @@ class ConvConfig(Layer):
     beta: float = 3.0
     rho: float = 0.05
     weight_decay: float | None = None
+    per_position: bool = False
+    winners: str = ""
+    lifetime: float = 0.05
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, floor((height + 2 padding - kernel) / stride) + 1, ...)``."""
@@ -69,10 +82,11 @@ class ConvConfig(Layer):
                 f"{where}kernel: expected at most the padded image's size {high} x {wide}, got {self.kernel}"
             )
         check_penalty(self, where, is_last)
+        _check_maps(self, where, is_last)
 
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
-        return {**_windows_core(self), **activation_core(self)}
+        return {**_windows_core(self), **activation_core(self), "per_position": self.per_position}
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -94,10 +108,10 @@ class ConvTransposeConfig(Layer):
     kernel, stride, padding : int
         Height and width of a window of the output; step from one to the next; border that is cut off, less than
         `kernel`.
-    output_padding : int
+    output_padding : int or (int, int)
         Rows and columns added at the far end, less than `stride`: which of the sizes that a convolution maps to
-        the input's the output has.
-    activation, penalty, beta, rho, weight_decay
+        the input's the output has. One for both, or one for each.
+    activation, penalty, beta, rho, weight_decay, per_position, winners, lifetime
         As of :class:`fastsae.ConvConfig`.
     """
 
@@ -107,17 +121,23 @@ class ConvTransposeConfig(Layer):
     kernel: int = 3
     stride: int = 1
     padding: int = 0
-    output_padding: int = 0
+    output_padding: int | tuple[int, int] = 0
     activation: str = "relu"
     penalty: str = "none"
     beta: float = 3.0
     rho: float = 0.05
     weight_decay: float | None = None
+    per_position: bool = False
+    winners: str = ""
+    lifetime: float = 0.05
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, (height - 1) stride - 2 padding + kernel + output_padding, ...)``."""
-        grown = self.kernel - 2 * self.padding + self.output_padding
-        high, wide = (int((size - 1) * self.stride + grown) for size in shape[1:])
+        grown = self.kernel - 2 * self.padding
+        high, wide = (
+            int((size - 1) * self.stride + grown + added)
+            for size, added in zip(shape[1:], self._output_paddings, strict=True)
+        )
         return int(self.channels), high, wide
 
     def weight_shape(self, shape: Shape) -> tuple[int, int]:
@@ -131,8 +151,11 @@ class ConvTransposeConfig(Layer):
     def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
         """See `Layer.validate`."""
         _check_windows(self, where)
-        check_integer(where + "output_padding", self.output_padding, 0)
-        if self.output_padding >= self.stride:
+        if len(self._output_paddings) != 2:
+            raise ValueError(f"{where}output_padding: expected one or two integers, got {self.output_padding!r}")
+        for added in self._output_paddings:
+            check_integer(where + "output_padding", added, 0)
+        if max(self._output_paddings) >= self.stride:
             raise ValueError(
                 f"{where}output_padding: expected less than stride={self.stride}, got {self.output_padding}"
             )
@@ -140,10 +163,16 @@ class ConvTransposeConfig(Layer):
         if min(high, wide) < 1:
             raise ValueError(f"{where}padding: expected an output of at least 1 x 1, got {high} x {wide}")
         check_penalty(self, where, is_last)
+        _check_maps(self, where, is_last)
 
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
-        return {**_windows_core(self), **activation_core(self)}
+        return {**_windows_core(self), **activation_core(self), "per_position": self.per_position}
+
+    @property
+    def _output_paddings(self) -> tuple[int, ...]:
+        both = self.output_padding
+        return tuple(both) if isinstance(both, (tuple, list)) else (both, both)
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -289,6 +318,11 @@ def _check_windows(layer: ConvConfig | ConvTransposeConfig, where: str) -> None:
     check_integer(where + "padding", layer.padding, 0)
     if layer.padding >= layer.kernel:
         raise ValueError(f"{where}padding: expected less than kernel={layer.kernel}, got {layer.padding}")
+
+
+def _check_maps(layer: ConvConfig | ConvTransposeConfig, where: str, is_last: bool) -> None:
+    check_bool(where + "per_position", layer.per_position)
+    check_winners(layer, where, WINNERS, is_last)
 
 
 def _windows_core(layer: ConvConfig | ConvTransposeConfig) -> dict[str, Any]:

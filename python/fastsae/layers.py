@@ -85,6 +85,15 @@ class LayerConfig(Layer):
         Target of the mean activation for ``kl``, in (0, 1).
     weight_decay : float or None
         lambda of this layer, >= 0; None takes the model's.
+    winners : {"", "lifetime"}
+        ``lifetime`` makes a fully-connected winner-take-all layer (Makhzani and Frey, 2015, "Winner-take-all
+        autoencoders"): in each training step, and in the cost J, a unit keeps its activation only in the
+        ``ceil(lifetime * rows)`` rows of the batch where it is largest, of equal ones in the first, and is 0 in all
+        others. Rows of weight 0 take no place and are not counted. Needs ``activation="relu"``, where a unit that
+        was set to 0 has the slope 0, so that the gradient follows the winners; takes no penalty. Inference gives
+        all activations.
+    lifetime : float
+        Share of the rows that ``winners="lifetime"`` keeps, in (0, 1].
     """
 
     kind: ClassVar[str] = "dense"
@@ -95,6 +104,8 @@ class LayerConfig(Layer):
     beta: float = 3.0
     rho: float = 0.05
     weight_decay: float | None = None
+    winners: str = ""
+    lifetime: float = 0.05
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(units, 1, 1)``."""
@@ -108,6 +119,8 @@ class LayerConfig(Layer):
         """See `Layer.validate`."""
         check_integer(where + "units", self.units, 1)
         check_penalty(self, where, is_last, OUTPUT_ACTIVATIONS if is_last else ACTIVATIONS)
+        check_penalty(self, where, is_last)
+        check_winners(self, where, ("", "lifetime"), is_last)
 
     def mirrors(self, other: Layer) -> bool:
         """See `Layer.mirrors`."""
@@ -202,9 +215,23 @@ def check_penalty(layer: Any, where: str, is_last: bool, activations: tuple[str,
         )
 
 
+def check_winners(layer: Any, where: str, choices: tuple[str, ...], is_last: bool) -> None:
+    """Check the winner-take-all options of a layer with weights."""
+    check_choice(where + "winners", layer.winners, choices)
+    check_real(where + "lifetime", layer.lifetime, 0.0, 1.0, "(]")
+    if not layer.winners:
+        return
+    if is_last:
+        raise ValueError(f"{where}winners: the output layer takes none, got {layer.winners!r}")
+    if layer.activation != "relu":
+        raise ValueError(f"{where}winners={layer.winners!r} needs activation='relu', got {layer.activation!r}")
+    if layer.penalty != "none":
+        raise ValueError(f"{where}winners={layer.winners!r} takes the place of a penalty, got {layer.penalty!r}")
+
+
 def activation_core(layer: Any) -> dict[str, Any]:
-    """Activation and penalty of a layer with weights, for the compiled part."""
-    return {name: getattr(layer, name) for name in ("activation", "penalty", "beta", "rho")}
+    """Activation, penalty and winners of a layer with weights, for the compiled part."""
+    return {name: getattr(layer, name) for name in ("activation", "penalty", "beta", "rho", "winners", "lifetime")}
 
 
 #: What the compiled part reads of every layer, with what it gets of a layer that has no such option.

@@ -33,7 +33,7 @@ _CURVES = {
 
 def filters(
     model: Any,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, ...] | None = None,
     *,
     n_filters: int | None = None,
     n_columns: int | None = None,
@@ -47,10 +47,11 @@ def filters(
 
     Parameters
     ----------
-    model : fitted model or array of shape (n_units, n_pixels)
-        A model shows its ``components_``.
-    image_shape : (height, width) or (height, width, 3)
-        How a row becomes an image; the last form is in colour.
+    model : fitted model or array of shape (n_units, n_pixels) or (n_units, channels, height, width)
+        A model shows its ``components_``; a :class:`fastsae.ConvAutoencoder` its ``decoder_filters_``.
+    image_shape : (height, width) or (height, width, 3), optional
+        How a row becomes an image; the last form is in colour. Filters of four dimensions need none: with 1 or 3
+        channels each is an image, in grey or colour, and with others each channel of each filter is one.
     n_filters : int, optional
         Show only the first so many.
     n_columns : int, optional
@@ -71,8 +72,11 @@ def filters(
     ImportError
         If Matplotlib is not installed.
     """
-    shape = _image_shape(image_shape)
-    tiles = _images("model", model.components_ if hasattr(model, "fit") else model, shape)
+    weights = model
+    if hasattr(model, "fit"):
+        weights = model.decoder_filters_ if image_shape is None and _is_of_images(model) else model.components_
+    tiles = _tiles("model", weights, image_shape)
+    shape = tiles.shape[1:]
     if n_filters is not None:
         check_integer("n_filters", n_filters, 1)
         tiles = tiles[: int(n_filters)]
@@ -89,7 +93,7 @@ def filters(
 def reconstructions(
     model: Any,
     X: ArrayLike,
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, ...] | None = None,
     *,
     n_images: int = 12,
     title: str | None = None,
@@ -101,10 +105,11 @@ def reconstructions(
     ----------
     model : fitted model
         Has ``reconstruct``.
-    X : array, shape (n_samples, n_pixels)
+    X : array, shape (n_samples, n_pixels) or (n_samples, channels, height, width)
         Rows to reconstruct.
-    image_shape : (height, width) or (height, width, 3)
-        How a row becomes an image.
+    image_shape : (height, width) or (height, width, 3), optional
+        How a row becomes an image. A model of images needs none: with 1 or 3 channels a row is one, in grey or
+        colour, and with others its channels are shown one above the other.
     n_images : int
         Number of pairs.
     title, ax
@@ -121,10 +126,18 @@ def reconstructions(
     ImportError
         If Matplotlib is not installed.
     """
-    shape = _image_shape(image_shape)
     check_integer("n_images", n_images, 1)
-    rows = _rows("X", X)[: int(n_images)]
-    inputs, outputs = _images("X", rows, shape), _images("X", model.reconstruct(rows), shape)
+    rows = np.asarray(X)
+    if image_shape is None and _is_of_images(model):
+        rows = rows[: int(n_images)]
+        inputs, outputs = (
+            _of_channels(_rows("X", part.reshape(len(part), -1)), model.image_shape_)
+            for part in (rows, model.reconstruct(rows))
+        )
+    else:
+        rows = _rows("X", X)[: int(n_images)]
+        inputs, outputs = (_tiles("X", part, image_shape) for part in (rows, model.reconstruct(rows)))
+    shape = inputs.shape[1:]
     low = inputs.min(axis=(1, 2, 3), keepdims=True)
     span = inputs.max(axis=(1, 2, 3), keepdims=True) - low
     span[span == 0] = 1.0
@@ -181,7 +194,8 @@ def loss(model: Any, *, parts: bool = True, title: str | None = None, ax: Axes |
 def rho_hat(model: Any, X: ArrayLike, *, bins: int = 30, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Histogram of the units' mean activations over X, and the target rho if the model has one.
 
-    Under the KL penalty a tanh unit's mean is mapped to (0, 1), where rho is.
+    Under the KL penalty a tanh unit's mean is mapped to (0, 1), where rho is. Where the penalty takes a map for one
+    unit, so does the histogram.
 
     Parameters
     ----------
@@ -206,7 +220,10 @@ def rho_hat(model: Any, X: ArrayLike, *, bins: int = 30, title: str | None = Non
         If Matplotlib is not installed.
     """
     check_integer("bins", bins, 1)
-    means = mean_activation(model.transform(X))
+    code = model.transform(X)
+    if _is_of_images(model) and not model.per_position:
+        code = np.asarray(code).reshape(len(code), model.code_shape_[0], -1).mean(axis=2)
+    means = mean_activation(code)
     rho = getattr(model, "rho", None) if getattr(model, "penalty", None) == "kl" else None
     if rho is not None and getattr(model, "activation", None) == "tanh":
         means = (means + 1) / 2
@@ -262,6 +279,33 @@ def _image_shape(value: Any) -> tuple[int, int, int]:
     if len(value) == 3 and value[2] not in (1, 3):
         raise ValueError(f"image_shape: expected 1 or 3 channels, got {value[2]}")
     return int(value[0]), int(value[1]), int(value[2]) if len(value) == 3 else 1
+
+
+def _is_of_images(model: Any) -> bool:
+    return hasattr(model, "image_shape_")
+
+
+def _tiles(name: str, value: Any, image_shape: tuple[int, ...] | None) -> Array:
+    """Images of shape (n, height, width, channels) from rows, or from what has four dimensions."""
+    array = np.asarray(value)
+    if image_shape is not None or array.ndim != 4:
+        if image_shape is None:
+            raise ValueError("image_shape: expected (height, width) or (height, width, 3) for rows, got None")
+        return _images(name, value, _image_shape(image_shape))
+    if 0 in array.shape or array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: expected images of real numbers, got {array.dtype} of shape {array.shape}")
+    _, channels, height, width = array.shape
+    if channels not in (1, 3):
+        array = array.reshape(-1, 1, height, width)
+    return np.moveaxis(array, 1, 3).astype(np.float64)
+
+
+def _of_channels(rows: NDArray[Any], shape: tuple[int, int, int]) -> Array:
+    """Rows with one channel after the other as images: in grey or colour, or the channels one above the other."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        channels, height = 1, channels * height
+    return _tiles("X", rows.reshape(len(rows), channels, height, width), None)
 
 
 def _rows(name: str, value: Any) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
 from fastsae.reference.penalties import PENALTIES, KlPenalty
 from fastsae.reference.random import Noise
 from fastsae.reference.variational import GaussianCode
+from fastsae.reference.winners import keep_winners
 
 
 class _Batch(NamedTuple):
@@ -212,8 +213,9 @@ class Layered:
         target = X if targets is None else np.asarray(targets, self.dtype)
         noise = Noise(self.noise_seed, self.epoch, np.arange(len(X)) if numbers is None else numbers)
         x, weight = corrupt(self.config, X, target, noise)
-        layers = self._run(x, range(1, self.depth + 1), noise)
-        return _Batch(x, target, weight, self._share(len(X), sample_weight), noise, layers)
+        share = self._share(len(X), sample_weight)
+        layers = self._train(x, noise, share)
+        return _Batch(x, target, weight, share, noise, layers)
 
     def _backward(self, batch: _Batch) -> tuple[dict[str, float], dict[str, Array]]:
         config, share, layers = self.config, batch.share, batch.layers
@@ -259,14 +261,14 @@ class Layered:
     def _penalty(self, number: int, a: Array, share: Array, moving: bool = False) -> tuple[float, Array]:
         """Penalty of layer `number` times beta; its derivative by ``share_i a_ij``, broadcast to [N, size].
 
-        A map counts as one unit, whose activation is the mean over its positions.
+        A map counts as one unit, whose activation is the mean over its positions, or each position as one.
         """
         layer = self._layer(number)
         if self._code(number) or not self._has_weights(number) or layer.penalty == "none" or layer.beta == 0:
             return 0.0, np.zeros_like(a)
         beta, penalty = float(layer.beta), PENALTIES[layer.penalty]
-        _, height, width = self.ops[number - 1].out_shape
-        positions = height * width
+        channels, height, width = self.ops[number - 1].out_shape
+        positions = 1 if self._per_position(number) else height * width  # of a unit
         if not isinstance(penalty, KlPenalty):
             value = beta / positions * float(share @ penalty.value(a).sum(axis=1))
             return value, beta / positions * penalty.slope(a)
@@ -275,8 +277,10 @@ class Layered:
         activation, rho = self._activation(number), float(layer.rho)
         width_of = activation.high - activation.low
         q = (mean - activation.low) / width_of
-        pull = beta / width_of / positions * penalty.slope(q, rho)  # [channels]
-        return beta * float(penalty.value(q, rho).sum()), np.repeat(pull, positions)
+        pull = beta / width_of / positions * penalty.slope(q, rho)  # [units]
+        # From position by position to map by map, where each is a unit.
+        pull = pull.reshape(-1, channels).T.ravel() if positions == 1 else np.repeat(pull, positions)
+        return beta * float(penalty.value(q, rho).sum()), pull
 
     def _code_cost(self, number: int, moments: Array, share: Array) -> tuple[float, Array]:
         """The cost of layer `number` if it is a Gaussian code, and its slope by each latent's mean divergence."""
@@ -288,12 +292,17 @@ class Layered:
         return GaussianCode(layer) if isinstance(layer, GaussianConfig) else None
 
     def _mean(self, number: int, a: Array, share: Array) -> Array:
-        """Mean activation of each unit or map over the rows and positions, [channels]."""
-        means: Array = np.tensordot(share, self._by_position(number, a).mean(axis=2), axes=1)
+        """Mean activation of each unit over the rows and its positions, [units].
+
+        Where each position is a unit, those of the first position come first.
+        """
+        maps = self._by_position(number, a)
+        units = np.swapaxes(maps, 1, 2).reshape(len(a), -1) if self._per_position(number) else maps.mean(axis=2)
+        means: Array = np.tensordot(share, units, axes=1)
         return means
 
     def _moving_mean(self, number: int, a: Array, share: Array) -> Array:
-        """The moving average [channels] of the activations after this batch; the first batch mean starts it."""
+        """The moving average [units] of the activations after this batch; the first batch mean starts it."""
         if number not in self.rho_hat:
             return self._mean(number, a, share)
         d = float(self.config.rho_hat_decay)
@@ -325,8 +334,13 @@ class Layered:
     def _loss(self) -> Loss:
         return loss_of(self.config.loss, self._layer(self.depth).activation)
 
-    def _run(self, X: ArrayLike, numbers: range, noise: Noise | None = None) -> list[tuple[Array, Array]]:
-        """``(z, a)`` of the layers of those numbers, with noise as in training or without."""
+    def _train(self, x: Array, noise: Noise, share: Array) -> list[tuple[Array, Array]]:
+        """`forward` as the cost sees it: codes are drawn, and rows of these shares compete where winners take all."""
+        return self._run(x, range(1, self.depth + 1), noise, share)
+
+    def _run(
+        self, X: ArrayLike, numbers: range, noise: Noise | None = None, share: Array | None = None
+    ) -> list[tuple[Array, Array]]:
         a: Array = np.asarray(X, self.dtype)
         layers: list[tuple[Array, Array]] = []
         for number in numbers:
@@ -339,6 +353,10 @@ class Layered:
                 a = self._activation(number).value(z)
             else:
                 a = code.mean(z) if noise is None else code.sample(z, noise)
+            layer = self._layer(number)
+            if share is not None and self._has_weights(number) and not code and layer.winners:
+                maps = self._by_position(number, a)
+                a = keep_winners(maps, share, layer.winners, float(layer.lifetime)).reshape(a.shape)
             layers.append((z, a))
         return layers
 
@@ -382,6 +400,9 @@ class Layered:
         """The decay of the weights of that name."""
         own = self._layer(int(name[1:])).weight_decay
         return float(self.config.weight_decay if own is None else own)
+
+    def _per_position(self, number: int) -> bool:
+        return bool(getattr(self._layer(number), "per_position", False))
 
     def _has_kl(self, number: int) -> bool:
         layer = self._layer(number)
