@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "engine/engine.h"
+#include "images.h"
 #include "kernels/list.h"
 #include "rows.h"
 #include "select_tiles.h"
@@ -98,6 +99,32 @@ void gather_grid(const RowSource& source, const std::int64_t* order, const Tenso
   });
 }
 
+void unfold_grid(const Windows& windows, const Tensor& images, const Tensor& columns) {
+  with_scalar(images.dtype, [&](auto s) {
+    using S = decltype(s);
+    const int each = WindowShape::rows(columns.cols);
+    for (std::int64_t row = 0; row < columns.rows; row += each) {
+      SerialTeam<NoState> team(WindowShape::members);
+      UnfoldShared shared;
+      unfold_block(team, windows, images.as<const S>(), Out<S>(columns),
+                   Tile{row, 0, columns.rows, columns.cols}, each, shared);
+    }
+  });
+}
+
+void fold_grid(const Windows& windows, const Tensor& columns, const Tensor& images) {
+  with_scalar(images.dtype, [&](auto s) {
+    using S = decltype(s);
+    const int each = WindowShape::rows(images.cols);
+    for (std::int64_t row = 0; row < images.rows; row += each) {
+      SerialTeam<NoState> team(WindowShape::members);
+      FoldShared shared;
+      fold_block(team, windows, columns.view<const S>(), Out<S>(images),
+                 Tile{row, 0, images.rows, images.cols}, each, shared);
+    }
+  });
+}
+
 std::int64_t search_grid(const RowSource& source, double low, double high) {
   std::int64_t first = source.rows;
   with_element(source.dtype, [&](auto element) {
@@ -172,6 +199,15 @@ class SerialDevice final : public Backend {
                           score(*this, part, scores);
                           select_grid(scores, first, part.values, part.indices);
                         });
+  }
+  void unfold(const Windows& windows, Tensor images, Tensor columns) override {
+    used(images, columns, {});
+    unfold_grid(windows, images, columns);
+  }
+  void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
+    used(images, columns, {});
+    fold_grid(windows, columns, images);
+    if (kernel != nullptr) map(images, *kernel, sums);
   }
   void copy(Tensor to, Tensor from) override {
     for (std::int64_t row = 0; row < from.rows; ++row) {
@@ -250,25 +286,17 @@ struct Case {
   bool tied, moving;
 };
 
-ModelSpec model_of(const Case& c) {
-  ModelSpec spec{};
-  spec.n_features = kFeatures;
-  spec.layers = {{kHidden, c.activation, c.penalty, 0.3, 0.1}, {kFeatures, c.output, "none", 0.0, 0.1}};
-  spec.code_layer = 1;
-  spec.loss = c.loss;
-  spec.loss_reduction = "mean";
+ModelSpec spec_of(const Case& c) {
+  ModelSpec spec = classic_model(DType::f64, kFeatures, kHidden, c.activation, c.penalty, c.output, c.loss);
   spec.tied = c.tied;
-  spec.weight_decay = 1e-3;
   spec.decoupled_decay = std::string(c.optimizer) == "adamw";
   spec.moving_rho_hat = c.moving;
-  spec.rho_hat_decay = 0.8;
-  spec.dtype = DType::f64;
   return spec;
 }
 
 std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backend) {
-  auto engine = std::make_unique<Engine>(
-      model_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3}, std::move(backend), 0);
+  auto engine = std::make_unique<Engine>(spec_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8},
+                                         std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const char* name : {"W1", "b1", "W2", "b2"}) {
     if (c.tied && std::string(name) == "W2") continue;
@@ -288,7 +316,7 @@ void trains_as_the_cpu(const Case& c) {
   const std::vector<std::int64_t> order = some_order();
   for (Engine* engine : {serial.get(), cpu.get()}) {
     for (const std::int64_t* rows : {order.data(), static_cast<const std::int64_t*>(nullptr)}) {
-      for (int epoch = 0; epoch < 2; ++epoch) engine->run(x, weights.data(), rows, kRows, kBatch);
+      for (int epoch = 0; epoch < 2; ++epoch) engine->run({x, weights.data()}, rows, kRows, kBatch);
     }
   }
   check(serial->steps() == 12 && cpu->steps() == 12, name + ": steps");
@@ -305,7 +333,7 @@ void trains_as_the_cpu(const Case& c) {
     losses[which].resize(kRows);
     engine->encode(x, codes[which].data());
     engine->reconstruct(x, outputs[which].data());
-    engine->score(x, losses[which].data());
+    engine->score(x, x, losses[which].data());
     ++which;
   }
   const auto close = [](const std::vector<double>& p, const std::vector<double>& q) {
@@ -325,11 +353,11 @@ void a_bad_row_stops_the_steps_after_it() {
   const auto alone = engine_of(c, std::make_unique<SerialDevice>());
   std::vector<double> data = numbers(kRows * kFeatures, 1);
   const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
-  alone->run(x, nullptr, nullptr, 250, 50);
+  alone->run({x}, nullptr, 250, 50);
   data[270 * kFeatures + 3] = std::nan("");
   std::string message;
   try {
-    serial->run(x, nullptr, nullptr, 500, 50);
+    serial->run({x}, nullptr, 500, 50);
   } catch (const ValueError& error) {
     message = error.what();
   }
@@ -407,15 +435,15 @@ void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
       const auto a = engine_of(c, std::make_unique<SerialDevice>());
       const auto b = engine_of(c, std::make_unique<SerialDevice>());
       for (int epoch = 0; epoch < 2; ++epoch) {
-        a->run(host, w, rows, kRows, 100);
-        b->run(device, w, rows, kRows, 100);
+        a->run({host, w}, rows, kRows, 100);
+        b->run({device, w}, rows, kRows, 100);
       }
       check(a->steps() == 14 && same_bits(*a, *b), name + "training");
       check(a->metrics().sums.loss() == b->metrics().sums.loss(), name + "metrics");
-      const Cost p = a->gradient(host, w), q = b->gradient(device, w);
+      const Cost p = a->gradient({host, w}), q = b->gradient({device, w});
       check(p.loss() == q.loss() && p.gradient_norm == q.gradient_norm && same_bits(*a, *b),
             name + "gradient");
-      check(a->evaluate(host, w).loss() == b->evaluate(device, w).loss(), name + "evaluation");
+      check(a->evaluate({host, w}).loss() == b->evaluate({device, w}).loss(), name + "evaluation");
       std::vector<double> from_host(kRows * kHidden), from_device(kRows * kHidden), losses(kRows),
           others(kRows);
       a->encode(host, from_host.data());
@@ -423,8 +451,8 @@ void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
       check(from_host == from_device, name + "codes, written in place");
       b->encode(device, from_device.data());
       check(from_host == from_device, name + "codes, brought to the host");
-      a->score(host, losses.data());
-      b->score(device, others.data());
+      a->score(host, host, losses.data());
+      b->score(device, device, others.data());
       check(losses == others, name + "scores");
       std::vector<double> taken(kRows * kFeatures), same(kRows * kFeatures);
       a->take(host, rows, {taken.data(), kRows, kFeatures, kFeatures, DType::f64});
@@ -448,7 +476,7 @@ void a_bad_row_on_the_device_is_named() {
     const std::int64_t steps = engine->steps();
     std::string message;
     try {
-      engine->run(x, nullptr, order.data(), kRows, 40);
+      engine->run({x}, order.data(), kRows, 40);
     } catch (const ValueError& error) {
       message = error.what();
     }
