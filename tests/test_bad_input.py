@@ -199,7 +199,7 @@ def test_bad_sample_weights(kind: str, fitted: SparseAutoencoder) -> None:
 # Options
 
 CHOICES = ["activation", "output_activation", "penalty", "rho_hat", "loss", "loss_reduction", "solver"]
-CHOICES += ["init", "dtype", "device", "precision"]
+CHOICES += ["corruption", "init", "dtype", "device", "precision"]
 NO_CHOICE = ["unknown", "", "SIGMOID", 5, None, True, b"adam", ["adam"], np.float32, ("kl",)]
 NO_INTEGER = ["3", None, 2.0, 2.5, math.nan, True, np.True_, [3], np.array([3, 4]), 10**30, 1j, {}]
 NO_NUMBER = ["0.1", b"1", None, math.nan, math.inf, -math.inf, True, np.False_, [0.1], 1j, 10**400, {}]
@@ -215,6 +215,9 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "rho": [*NO_NUMBER, 0, 1, -0.1, 1.1, 0.0, 1.0, np.float32(1)],
     "beta": [*NO_NUMBER, -1e-9],
     "weight_decay": [*NO_NUMBER, -1],
+    "contraction": [*NO_NUMBER, -1e-9],
+    "contraction_hessian": [*NO_NUMBER, -1],
+    "contraction_noise": [*NO_NUMBER, 0, -0.1],
     "learning_rate": [*NO_NUMBER, -1e-3],
     "momentum": [*NO_NUMBER, -0.1, 1, 1.5],
     "beta1": [*NO_NUMBER, -0.1, 1.0],
@@ -223,6 +226,11 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "rho_hat_decay": [*NO_NUMBER, -0.1, 1.0],
     "validation_fraction": [*NO_NUMBER, -0.1, 1, 1.0],
     "tol": [*NO_NUMBER, -1e-9],
+    "corruption_level": [*NO_NUMBER, -0.1],
+    "corruption_low": NO_NUMBER,
+    "corruption_high": NO_NUMBER,
+    "emphasis": [*NO_NUMBER, -0.1, 2.0],
+    "emphasis_rest": [*NO_NUMBER, -0.1, 0],
     "tied": NO_BOOL,
     "shuffle": NO_BOOL,
     "early_stopping": NO_BOOL,

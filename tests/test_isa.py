@@ -29,14 +29,14 @@ def levels() -> list[str]:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_parity_under(level: str) -> None:
-    """The tests of test_parity.py that are marked `isa`, in a process of the level."""
+    """The tests that are marked `isa`, in a process of the level."""
     if level not in levels():
         pytest.skip(f"this processor has no {level}")
     if level == _core.isa():
-        pytest.skip(f"{level} is what test_parity.py itself runs under here")
+        pytest.skip(f"{level} is what those tests run under here")
     script = (
         "import sys, pytest; "
-        f"sys.exit(pytest.main([{str(Path(__file__).with_name('test_parity.py'))!r}, '-m', 'isa', '-q', "
+        f"sys.exit(pytest.main([{str(Path(__file__).parent)!r}, '-m', 'isa', '-q', "
         "'-p', 'no:cacheprovider']))"
     )
     done = python(script, timeout=300, FASTSAE_ISA=level, OPENBLAS_CORETYPE=CORES[level])

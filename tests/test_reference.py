@@ -122,6 +122,9 @@ def test_activation(name: str) -> None:
     v = [f.value(z + k * eps) for k in (-2, -1, 1, 2)]
     numeric = (8 * (v[2] - v[1]) - (v[3] - v[0])) / (12 * eps)
     np.testing.assert_allclose(f.slope(a), numeric, rtol=0, atol=1e-11)
+    slopes = [f.slope(f.value(z + k * eps)) for k in (-2, -1, 1, 2)]
+    numeric = (8 * (slopes[2] - slopes[1]) - (slopes[3] - slopes[0])) / (12 * eps)
+    np.testing.assert_allclose(f.curvature(a), numeric, rtol=0, atol=1e-11)
     for dtype in (np.float32, np.float64):
         extreme = np.array([-1e30, -1000, -100, -0.0, 0, 100, 1000, 1e30], dtype)
         with np.errstate(over="raise", invalid="raise", divide="raise"):

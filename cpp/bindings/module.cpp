@@ -91,6 +91,7 @@ LayerSpec layer_from(const py::dict& layer) {
   spec.number = option<std::int64_t>(layer, "number");
   spec.in = shape_from(layer, "in");
   spec.out = shape_from(layer, "out");
+  spec.below = spec.in;
   spec.activation = option<std::string>(layer, "activation");
   spec.penalty = option<std::string>(layer, "penalty");
   spec.beta = option<double>(layer, "beta");
@@ -100,6 +101,7 @@ LayerSpec layer_from(const py::dict& layer) {
   spec.kernel = option<std::int64_t>(layer, "kernel");
   spec.stride = option<std::int64_t>(layer, "stride");
   spec.padding = option<std::int64_t>(layer, "padding");
+  spec.places_of = option<std::int64_t>(layer, "places_of");
   spec.winners = option<std::string>(layer, "winners");
   spec.lifetime = option<double>(layer, "lifetime");
   spec.free_bits = option<double>(layer, "free_bits");

@@ -33,10 +33,11 @@ FS_HD Random4 philox(Random4 counter, std::uint32_t key0, std::uint32_t key1) {
   return {{a, b, c, d}};
 }
 
-// Four numbers for a row of the data set and a column. Seed and epoch are whole and below 2^32, a row below 2^53.
+// Four numbers for a row of the data set and a column. Seed and epoch are whole and below 2^32, a row below 2^52.
 FS_HD Random4 draw(Stream stream, double seed, double epoch, double row, std::int64_t column) {
-  const auto number = static_cast<std::uint64_t>(row);
-  return philox({{static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(number >> 32),
+  // Next to 2^52 a double's mantissa is the integer, in two halves: AVX2 has no conversion to 64 bits.
+  const auto number = __builtin_bit_cast(std::uint64_t, row + 0x1p52);
+  return philox({{static_cast<std::uint32_t>(number), static_cast<std::uint32_t>(number >> 32) & 0xFFFFFu,
                   static_cast<std::uint32_t>(column), static_cast<std::uint32_t>(epoch)}},
                 static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(stream));
 }

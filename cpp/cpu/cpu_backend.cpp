@@ -173,19 +173,20 @@ class CpuBackend final : public Backend {
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
-    const Cut rows = map_blocks(columns.rows, columns.cols);
-    parallel(rows.parts, [&](std::int64_t part) {
-      cpu::unfold(windows, images, columns, rows[part].begin, rows[part].end);
+    const Cut lines = map_blocks(columns.rows / windows.cols, windows.cols * columns.cols);
+    parallel(lines.parts, [&](std::int64_t part) {
+      cpu::unfold(windows, images, columns, lines[part].begin, lines[part].end);
     });
   }
 
   void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
     FlushDenormals flush;
-    const Cut rows = map_blocks(images.rows, images.cols);
-    Summing pass(kernel, images, rows.parts, 1, scratch_, sums);
-    parallel(rows.parts, [&](std::int64_t part) {
-      cpu::fold(windows, columns, images, rows[part].begin, rows[part].end);
-      pass.run({rows[part].begin, rows[part].end, 0, images.cols}, part, 0);
+    const std::int64_t width = windows.width;
+    const Cut lines = map_blocks(images.rows / width, width * images.cols);
+    Summing pass(kernel, images, lines.parts, 1, scratch_, sums);
+    parallel(lines.parts, [&](std::int64_t part) {
+      cpu::fold(windows, columns, images, lines[part].begin, lines[part].end);
+      pass.run({lines[part].begin * width, lines[part].end * width, 0, images.cols}, part, 0);
     });
     pass.finish();
   }

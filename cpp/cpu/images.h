@@ -5,10 +5,10 @@
 
 namespace fastsae::cpu {
 
-// Rows [first, last) of the columns.
+// The windows of lines [first, last), of all images one after the other.
 void unfold(const Windows& windows, const Tensor& images, const Tensor& columns, std::int64_t first,
             std::int64_t last);
-// Rows [first, last) of the images' pixels.
+// Lines [first, last) of pixels, of all images one after the other.
 void fold(const Windows& windows, const Tensor& columns, const Tensor& images, std::int64_t first,
           std::int64_t last);
 

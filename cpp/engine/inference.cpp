@@ -9,6 +9,12 @@ namespace fastsae {
 namespace {
 
 constexpr std::int64_t kInferenceRows = 1024;  // of one block
+constexpr std::int64_t kInferenceElements = std::int64_t{1}
+                                            << 24;  // of one of its buffers, unless a row has more
+
+std::int64_t rows_at_once(const Model& model) {
+  return std::clamp<std::int64_t>(kInferenceElements / model.widest(), 1, kInferenceRows);
+}
 
 }  // namespace
 
@@ -44,17 +50,18 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
 
 template <class Body>
 void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const {
+  const std::int64_t at_once = rows_at_once(*model_);
   std::unique_ptr<Inference> scratch;
   {
     // Where steps are recorded, nothing may allocate beside them.
     std::unique_lock lock(model_mutex_, std::defer_lock);
     if (!backend_->reads_host_memory()) lock.lock();
-    scratch = lease(std::min(kInferenceRows, in.rows));
+    scratch = lease(std::min(at_once, in.rows));
   }
   std::optional<Finish> finish;
   if (!backend_->reads_host_memory()) finish.emplace(*backend_, &model_mutex_);
-  for (std::int64_t first = 0; first < in.rows; first += kInferenceRows) {
-    const std::int64_t count = std::min(kInferenceRows, in.rows - first);
+  for (std::int64_t first = 0; first < in.rows; first += at_once) {
+    const std::int64_t count = std::min(at_once, in.rows - first);
     const Tensor target = result.slice_rows(first, count);
     const RowSource rows = rows_from(in, first, count);
     if (backend_->reads_host_memory()) {

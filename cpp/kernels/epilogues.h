@@ -62,6 +62,25 @@ struct OutputDelta {
   }
 };
 
+// The same where each element of the loss has a weight of its own.
+template <class S, class F, class L>
+struct EmphasisedDelta {
+  using Scalar = S;
+  static constexpr bool epilogue = true;
+  static constexpr Pass pass = Pass::col_sum;
+  static constexpr int sums = 2;
+  OutputDelta<S, F, L> plain;
+  View<const S> emphasis;  // [rows x cols]
+  FS_HD void load() { plain.load(); }
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
+    const S share = emphasis(row, col);
+    const S delta = share * plain(row, col, z, sum);
+    sum[0] = delta;
+    sum[1] = share * sum[1];
+    return delta;
+  }
+};
+
 // Output layer in scoring: z becomes the reconstruction; each row's loss is summed.
 template <class S, class F, class L>
 struct RowLoss {

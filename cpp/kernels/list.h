@@ -5,8 +5,12 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/contraction.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
+#include "kernels/images.h"
+#include "kernels/noise.h"
+#include "kernels/sampling.h"
 
 namespace fastsae {
 
@@ -44,16 +48,44 @@ template <class S>
 using OutputDeltaKernels =
     Concat<Cross<OutputDelta, S, TypeList<SquaredError>>, TypeList<OutputDelta<S, Sigmoid, CrossEntropy>>>;
 template <class S>
+using EmphasisedDeltaKernels = Concat<Cross<EmphasisedDelta, S, TypeList<SquaredError>>,
+                                      TypeList<EmphasisedDelta<S, Sigmoid, CrossEntropy>>>;
+template <class S>
 using KlColumnKernels = TypeList<KlColumn<S, Sigmoid>, KlColumn<S, Tanh>>;
 template <class S>
 using UpdateKernels = Apply<Update, S, OptimizerSteps>;
 
 template <class S>
-using KernelsOf =
-    Concat<Apply<Infer, S, Activations>, ActivateKernels<S>, HiddenDeltaKernels<S>, OutputDeltaKernels<S>,
-           Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>,
-           KlColumnKernels<S>, TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
-           UpdateKernels<S>>;
+using RowLossKernels =
+    Concat<Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>>;
+template <class S>
+using ImageKernels = TypeList<MaxPool<S>, TakeMaxima<S>, PutMaxima<S>, SumWindows<S>, SpreadWindows<S>>;
+template <class S>
+using NoiseKernels = TypeList<Replace<S>, AddNormal<S>>;
+template <class S>
+using CodeKernels = TypeList<SampleCode<S>, CodeCost<S>, CodeDelta<S>, ClampMoments<S>>;
+template <class S>
+using ContractionKernels =
+    Concat<Apply<Slopes, S, Activations>, TypeList<SquaredRows<S>, Contract<S>, ContractedGradient<S>,
+                                                   AddNormals<S>, Tangent<S>, TangentDelta<S>>>;
+
+// clang-format off: a group on a line
+template <class S>
+using KernelsOf = Concat<
+    Apply<Infer, S, Activations>,
+    ActivateKernels<S>,
+    HiddenDeltaKernels<S>,
+    OutputDeltaKernels<S>,
+    EmphasisedDeltaKernels<S>,
+    RowLossKernels<S>,
+    KlColumnKernels<S>,
+    TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>>,
+    ImageKernels<S>,
+    NoiseKernels<S>,
+    CodeKernels<S>,
+    ContractionKernels<S>,
+    UpdateKernels<S>>;
+// clang-format on
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
 

@@ -1,4 +1,5 @@
-// Activation functions: the value of a pre-activation, and the slope as a function of that value.
+// Activation functions: the value of a pre-activation, and the slope f' and the curvature f'' as functions of that
+// value.
 #pragma once
 
 #include "core/type_list.h"
@@ -18,6 +19,10 @@ struct Sigmoid {
   FS_HD static S slope(S a) {
     return a * (S(1) - a);
   }
+  template <class S>
+  FS_HD static S curvature(S a) {
+    return a * (S(1) - a) * (S(1) - S(2) * a);
+  }
 };
 
 struct Tanh {
@@ -32,6 +37,10 @@ struct Tanh {
   FS_HD static S slope(S a) {
     return S(1) - a * a;
   }
+  template <class S>
+  FS_HD static S curvature(S a) {
+    return S(-2) * a * (S(1) - a * a);
+  }
 };
 
 struct Relu {
@@ -45,6 +54,10 @@ struct Relu {
   template <class S>
   FS_HD static S slope(S a) {
     return a > S(0) ? S(1) : S(0);
+  }
+  template <class S>
+  FS_HD static S curvature(S) {
+    return S(0);
   }
 };
 
@@ -61,6 +74,11 @@ struct Softplus {
   FS_HD static S slope(S a) {
     return S(1) - exponential(-a);
   }
+  template <class S>
+  FS_HD static S curvature(S a) {
+    const S e = exponential(-a);
+    return e * (S(1) - e);
+  }
 };
 
 struct Identity {
@@ -74,6 +92,10 @@ struct Identity {
   template <class S>
   FS_HD static S slope(S) {
     return S(1);
+  }
+  template <class S>
+  FS_HD static S curvature(S) {
+    return S(0);
   }
 };
 

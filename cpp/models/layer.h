@@ -12,7 +12,8 @@ namespace fastsae {
 // What a layer works with in one pass over a batch.
 struct Context {
   Backend& backend;
-  Tensor work;  // of this layer, at least work_size(rows) elements; kept from forward to backward
+  Tensor work;         // of this layer, at least work_size(rows) elements; kept from forward to backward
+  Tensor places = {};  // of the maxima of a pool, which chooses them, or of an unpooling, which reads them
   const StepMemory* step = nullptr;  // null in inference, where nothing is drawn
   const Batch* batch = nullptr;      // of the step
   bool first = true;                 // of the chunks whose sums are added up
@@ -34,6 +35,8 @@ class Layer {
                        const Layer* /*tied_to*/) {}
   virtual void declare_scratch(Arena& /*scratch*/, DType /*dtype*/) {}
   virtual std::int64_t work_size(std::int64_t /*rows*/) const { return 0; }
+  // Elements that this and a later layer of the same pass read.
+  virtual std::int64_t places_size(std::int64_t /*rows*/) const { return 0; }
 
   // Before the bias and the activation, which are the epilogue's.
   virtual void forward(const Context& context, Tensor in, Tensor out, const Epilogue& epilogue) const = 0;
@@ -82,7 +85,9 @@ void reorder(Backend& backend, Tensor in, Tensor out, const Shape& shape, bool t
 
 // One for each kind:
 //   dense                  units of W [units x inputs], or the transpose of a tied layer's
+//   sampling               draws a code from the means and log-variances below it
 //   channels_last, channels_first   changes the order of an image's elements
+// and those of image_layers.h. A "reshape" is none: Layered reads the same memory as another shape.
 std::unique_ptr<Layer> make_layer(const LayerSpec& spec);
 
 }  // namespace fastsae

@@ -36,6 +36,13 @@ Kernel output_delta(const Tensor& bias, const Tensor& weight, const Tensor& targ
 }
 
 template <class S, class F, class L>
+Kernel emphasised_delta(const Tensor& bias, const Tensor& weight, const Tensor& target,
+                        const Tensor& emphasis, const StepScalars* step, double factor) {
+  const OutputDelta<S, F, L> plain{bias.as<S>(), weight.as<S>(), target.view<const S>(), step, factor};
+  return as_kernel(EmphasisedDelta<S, F, L>{plain, emphasis.view<const S>()});
+}
+
+template <class S, class F, class L>
 Kernel row_loss(const Tensor& bias, const Tensor& target) {
   return as_kernel(RowLoss<S, F, L>{bias.as<S>(), target.view<const S>()});
 }
@@ -72,7 +79,7 @@ OutputKernels choose_output_kernels(DType dtype, const std::string& activation, 
         using F = decltype(f);
         using L = decltype(l);
         if constexpr (std::is_same_v<L, SquaredError> || std::is_same_v<F, Sigmoid>) {
-          chosen = {output_delta<S, F, L>, row_loss<S, F, L>};
+          chosen = {output_delta<S, F, L>, emphasised_delta<S, F, L>, row_loss<S, F, L>};
         }
       });
     });

@@ -23,6 +23,9 @@ LayerKernels choose_layer_kernels(DType dtype, const std::string& activation, co
 struct OutputKernels {
   Kernel (*delta)(const Tensor& bias, const Tensor& weight, const Tensor& target, const StepScalars* step,
                   double factor);
+  // `emphasis`: weights of the elements of the loss
+  Kernel (*emphasised_delta)(const Tensor& bias, const Tensor& weight, const Tensor& target,
+                             const Tensor& emphasis, const StepScalars* step, double factor);
   Kernel (*row_loss)(const Tensor& bias, const Tensor& target);
 };
 OutputKernels choose_output_kernels(DType dtype, const std::string& activation, const std::string& loss);

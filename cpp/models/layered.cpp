@@ -9,11 +9,14 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 namespace {
 
-bool reads_images(const std::string& kind) { return kind != "dense"; }
+bool reads_images(const std::string& kind) {
+  return kind != "dense" && kind != "reshape" && kind != "gaussian" && kind != "sampling";
+}
 
 LayerSpec order_spec(const Shape& shape, bool to_last) {
   LayerSpec spec{};
@@ -28,7 +31,8 @@ Tensor rows_of(const Tensor* scratch, const Batch& batch) { return scratch->slic
 
 }  // namespace
 
-Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {
+Layered::Layered(const ModelSpec& spec, Backend& backend)
+    : spec_(spec), backend_(backend), corruption_(spec) {
   const auto count = static_cast<Index>(spec.layers.size());
   FS_REQUIRE(!spec.layers.empty() && spec.layers.back().out.size() == spec.n_outputs,
              "layers: the last layer must have as many units as there are outputs");
@@ -39,16 +43,28 @@ Layered::Layered(const ModelSpec& spec, Backend& backend) : spec_(spec), backend
     const LayerSpec& layer = spec.layers[static_cast<std::size_t>(i)];
     FS_REQUIRE(layer.out.size() >= 1, "layers: expected units >= 1, got ", layer.out.size());
     order_as(reads_images(layer.kind), layer.in);
-    add_stage(layer);
-    stage_of_.push_back(depth() - 1);
+    const bool computes = layer.kind != "reshape", gaussian = layer.kind == "gaussian";
+    if (computes) add_stage(gaussian ? heads_of(layer) : layer);
+    stage_of_.push_back(computes ? depth() - 1 : kNone);
+    if (gaussian) add_stage(sampling_of(layer));
     if (i + 1 == spec.code_layer) code_stage_ = depth();
   }
+  FS_REQUIRE(!stages_.empty() && output().spec().out.size() == spec.n_outputs,
+             "layers: the last layer must have weights");
+  for (Stage& stage : stages_) {
+    if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
+  }
+  dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
+  contraction_ = make_contraction(spec, backend);
 }
 
 void Layered::add_stage(const LayerSpec& spec) {
   const bool images = reads_images(spec.kind) && spec.kind != "channels_first";
-  stages_.push_back({make_layer(spec), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  LayerSpec made = spec;
+  made.below = depth() > 0 ? output().spec().out : spec.in;
+  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
+  if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
   dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
 }
@@ -61,9 +77,10 @@ void Layered::order_as(bool channels_last, const Shape& shape) {
 void Layered::declare(Arena& parameters, Arena& gradients, Arena& state) {
   const std::size_t count = stage_of_.size();
   for (std::size_t i = 0; i < count; ++i) {
+    if (stage_of_[i] == kNone) continue;
     Stage& stage = this->stage(stage_of_[i]);
-    const Layer* tied_to =
-        spec_.tied && i >= count / 2 ? this->stage(stage_of_[count - 1 - i]).layer.get() : nullptr;
+    const Index mirror = spec_.tied && i >= count / 2 ? stage_of_[count - 1 - i] : kNone;
+    const Layer* tied_to = mirror == kNone ? nullptr : this->stage(mirror).layer.get();
     Layer& layer = *stage.layer;
     layer.declare(parameters, gradients, spec_.dtype, backend_.wants_shadows(), tied_to);
     if (!layer.has_weights()) continue;
@@ -92,6 +109,8 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
              : &scratch.declare("activation" + suffix, rows, spec.out.size(), spec_.dtype, shadowed);
     const std::int64_t work = stage.layer->work_size(rows);
     stage.work = work > 0 ? &scratch.declare("work" + suffix, 1, work, spec_.dtype, shadowed) : nullptr;
+    const std::int64_t places = stage.layer->places_size(rows);
+    stage.places = places > 0 ? &scratch.declare("places" + suffix, 1, places, spec_.dtype) : nullptr;
     stage.layer->declare_scratch(scratch, spec_.dtype);
     if (!stage.layer->has_weights()) continue;
     stage.sums = &scratch.declare("sums" + suffix, 2, channels, DType::f64);
@@ -104,8 +123,12 @@ void Layered::declare_scratch(Arena& scratch, std::int64_t rows) {
     if (positions > 1 && spread_weights_.count(positions) == 0)
       spread_weights_[positions] = &scratch.declare("weights" + suffix, 1, rows * positions, spec_.dtype);
   }
-  if (channels_last_.back())
-    ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
+  corruption_.declare_scratch(scratch, rows, shadowed);
+  if (contraction_) contraction_->declare_scratch(scratch, rows);
+  if (!channels_last_.back()) return;
+  ordered_target_ = &scratch.declare("target", rows, output().spec().out.size(), spec_.dtype);
+  if (corruption_.has_emphasis())
+    ordered_emphasis_ = &scratch.declare("ordered_emphasis", rows, output().spec().out.size(), spec_.dtype);
 }
 
 void Layered::begin(const StepMemory& memory, bool with_gradient, bool one_chunk) {
@@ -121,7 +144,8 @@ bool Layered::needs_means() const {
 }
 
 bool Layered::draws_noise() const {
-  return std::any_of(stages_.begin(), stages_.end(),
+  return corruption_.exists() || (contraction_ && contraction_->draws_noise()) ||
+         std::any_of(stages_.begin(), stages_.end(),
                      [](const Stage& stage) { return stage.layer->draws_noise(); });
 }
 
@@ -149,6 +173,7 @@ void Layered::accumulate(const Batch& batch, bool last) {
   start(batch);
   forward_hidden(batch);
   if (one_chunk_) finish_means();
+  if (contraction_) contraction_->forward(contraction_pass(batch), !with_gradient_);
   forward_output(batch);
   if (with_gradient_) backward(batch, last);
   first_ = false;
@@ -160,6 +185,7 @@ void Layered::close(bool logged) {
   std::vector<Total>& sums = totals_;
   sums.clear();
   sums.push_back({output().sums->slice_rows(1, 1), 1, &totals->loss});
+  if (contraction_) contraction_->add_cost(totals, sums);
   for (Stage& stage : stages_) {
     const Layer& layer = *stage.layer;
     layer.add_cost(totals, sums);
@@ -192,7 +218,8 @@ void Layered::commit() {
 std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(),
                                  [](const Stage& stage) { return stage.spec().kind == "dense"; });
-  if (!plain || stages_.size() != 2 || spec_.tied || decay_of(stage(0)) != decay_of(stage(1)))
+  if (!plain || corruption_.exists() || contraction_ || stages_.size() != 2 || spec_.tied ||
+      decay_of(stage(0)) != decay_of(stage(1)))
     return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
@@ -220,11 +247,18 @@ double Layered::loss_factor() const {
 }
 
 Context Layered::context_of(const Stage& stage, const Batch& batch) const {
-  return {backend_, stage.work == nullptr ? Tensor{} : *stage.work, &memory_, &batch, first_};
+  const Tensor* places = stage.places_stage == kNone ? nullptr : this->stage(stage.places_stage).places;
+  return {backend_,
+          stage.work == nullptr ? Tensor{} : *stage.work,
+          places == nullptr ? Tensor{} : *places,
+          &memory_,
+          &batch,
+          first_};
 }
 
 Tensor Layered::input_of(Index index, const Batch& batch) const {
-  return index == 0 ? batch.x : rows_of(stage(index - 1).activation, batch);
+  if (index > 0) return rows_of(stage(index - 1).activation, batch);
+  return corruption_.exists() ? corruption_.input(batch) : batch.x;
 }
 
 // Of each row of a layer's output as its kernels see it.
@@ -237,6 +271,19 @@ Tensor Layered::target_of(const Batch& batch) const {
   return ordered_target_ == nullptr ? batch.target : rows_of(ordered_target_, batch);
 }
 
+// The step of the output, whose target is clean.
+Kernel Layered::output_delta(const Batch& batch) const {
+  const Stage& stage = output();
+  const Shape& shape = stage.spec().out;
+  const Tensor target = pixels(target_of(batch), shape), weight = weight_of(stage, batch);
+  const Tensor& bias = *stage.layer->bias;
+  if (!corruption_.has_emphasis()) return output_.delta(bias, weight, target, memory_.scalars, loss_factor());
+  const Tensor emphasis =
+      ordered_emphasis_ == nullptr ? corruption_.emphasis(batch) : rows_of(ordered_emphasis_, batch);
+  return output_.emphasised_delta(bias, weight, target, pixels(emphasis, shape), memory_.scalars,
+                                  loss_factor());
+}
+
 // What a pass over this batch reads beside the activations.
 void Layered::start(const Batch& batch) {
   for (const auto& [positions, spread] : spread_weights_) {
@@ -246,8 +293,12 @@ void Layered::start(const Batch& batch) {
                    {});
     });
   }
+  if (corruption_.exists()) corruption_.draw(backend_, batch, memory_.scalars);
   if (ordered_target_ != nullptr)
     reorder(backend_, batch.target, rows_of(ordered_target_, batch), output().spec().out, true);
+  if (ordered_emphasis_ != nullptr)
+    reorder(backend_, corruption_.emphasis(batch), rows_of(ordered_emphasis_, batch), output().spec().out,
+            true);
 }
 
 void Layered::forward_hidden(const Batch& batch) {
@@ -266,9 +317,7 @@ void Layered::forward_hidden(const Batch& batch) {
 
 void Layered::forward_output(const Batch& batch) {
   Stage& stage = output();
-  const Tensor target = pixels(target_of(batch), stage.spec().out);
-  const Kernel kernel =
-      output_.delta(*stage.layer->bias, weight_of(stage, batch), target, memory_.scalars, loss_factor());
+  const Kernel kernel = output_delta(batch);
   stage.layer->forward(context_of(stage, batch), input_of(depth() - 1, batch), rows_of(stage.delta, batch),
                        {&kernel, {*stage.sums, !first_}});
 }
@@ -282,8 +331,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
     if (layer.has_weights()) {
       // A tied matrix gets the decoder's gradient first; the encoder adds its own and finishes it.
       const bool finishes = last_chunk && !layer.tied();
-      const bool starts = first_ && (!spec_.tied || layer.tied());
-      const Kernel finish = decayed(stage, decay_of(stage));
+      bool starts = first_ && (!spec_.tied || layer.tied());
+      if (contracts(i) && contraction_->add_weight_gradient(contraction_pass(batch), i, !starts))
+        starts = false;
+      const Kernel finish = finished(i, batch);
       layer.weight_gradient(context, input_of(i, batch), delta, !starts,
                             {finishes ? &finish : nullptr, {*stage.weight_sums}});
     }
@@ -298,10 +349,10 @@ void Layered::backward(const Batch& batch, bool last_chunk) {
       } else {
         layer.backward(context, delta, out, {});
       }
+      if (contracts(i - 1)) contraction_->add_delta(contraction_pass(batch), i - 1);
     }
     if (last_chunk && layer.has_weights()) {
-      const Tensor& sums = &stage == &output() ? *stage.sums : *stage.delta_sums;
-      backend_.map(*layer.bias_gradient, bias_gradient(sums), {*stage.bias_sums});
+      backend_.map(*layer.bias_gradient, bias_gradient(delta_sums(i)), {*stage.bias_sums});
     }
   }
 }
@@ -317,6 +368,24 @@ Kernel Layered::decayed(const Stage& stage, double decay) const {
     using S = decltype(s);
     return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
   });
+}
+
+// The end of a weight gradient.
+Kernel Layered::finished(Index index, const Batch& batch) const {
+  const double decay = decay_of(stage(index));
+  std::optional<Kernel> own;
+  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay);
+  return own ? *own : decayed(stage(index), decay);
+}
+
+// Of each channel, over all rows; the output's sums begin with them.
+Tensor Layered::delta_sums(Index index) const {
+  if (index + 1 == depth()) return *stage(index).sums;
+  return contracts(index) ? contraction_->delta_sums(index) : *stage(index).delta_sums;
+}
+
+Contraction::Pass Layered::contraction_pass(const Batch& batch) const {
+  return {stages_, batch, input_of(0, batch), memory_, first_};
 }
 
 Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {

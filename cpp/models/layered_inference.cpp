@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "models/layered.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 
@@ -15,7 +16,24 @@ std::int64_t Layered::widest() const {
 std::int64_t Layered::layer_work(std::int64_t rows) const {
   std::int64_t most = 0;
   for (const Stage& stage : stages_) most = std::max(most, stage.layer->work_size(rows));
-  return most;
+  return most + places_before(depth(), rows);
+}
+
+// Elements of the places of the stages before one; they lie behind the work that all layers share.
+std::int64_t Layered::places_before(Index index, std::int64_t rows) const {
+  std::int64_t sum = 0;
+  for (Index i = 0; i < index; ++i) sum += stage(i).layer->places_size(rows);
+  return sum;
+}
+
+Context Layered::context_of(Index index, std::int64_t rows, const Work& work) const {
+  Context context{backend_, work.layer};
+  const Index owner = stage(index).places_stage;
+  if (owner == kNone) return context;
+  const std::int64_t size = stage(owner).layer->places_size(rows);
+  const std::int64_t end = work.layer.size() - places_before(owner, rows);
+  context.places = shaped(shaped(work.layer, work.layer.size(), 1).slice_rows(end - size, size), 1, size);
+  return context;
 }
 
 // The output in the order that its layer makes. It must not be in the first two buffers, which hold what is between.
@@ -23,7 +41,7 @@ void Layered::run(Index from, Index to, Tensor in, Tensor out, const Work& work)
   for (Index i = from; i < to; ++i) {
     const Stage& stage = this->stage(i);
     const Tensor made = i + 1 == to ? out : buffer_beside(in, stage.spec().out, work);
-    const Context context{backend_, work.layer};
+    const Context context = context_of(i, in.rows, work);
     if (stage.layer->has_weights()) {
       const Kernel kernel = stage.kernels.infer(*stage.layer->bias);
       stage.layer->forward(context, in, made, {&kernel});
@@ -68,8 +86,9 @@ void Layered::reconstruct(Tensor x, Tensor output, const Work& work) const {
   infer(0, depth(), x, output, work);
 }
 
-void Layered::encode_distribution(Tensor, Tensor, const Work&) const {
-  throw ValueError("this model's code has no distribution");
+void Layered::encode_distribution(Tensor x, Tensor moments, const Work& work) const {
+  infer(0, code_stage_ - 1, x, moments, work);
+  clamp_moments(backend_, moments);
 }
 
 void Layered::score(Tensor x, Tensor target, Tensor output, Tensor losses, const Work& work) const {

@@ -1,7 +1,9 @@
 // The layers that are one product or one pass.
 #include "core/error.h"
 #include "kernels/list.h"
+#include "models/image_layers.h"
 #include "models/layer.h"
+#include "models/sampling.h"
 
 namespace fastsae {
 namespace {
@@ -17,23 +19,27 @@ class Dense final : public Layer {
   }
 
   void forward(const Context& context, Tensor in, Tensor out, const Epilogue& epilogue) const override {
-    context.backend.product({in}, {*weight, !tied_}, out, false, epilogue.kernel, epilogue.sums);
+    context.backend.product({in}, {used(*weight), !tied_}, out, false, epilogue.kernel, epilogue.sums);
   }
 
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
-    const bool fused = spec_.in.positions() == 1;
-    context.backend.product({delta}, {*weight, tied_}, out, false, fused ? epilogue.kernel : nullptr,
+    const bool fused = spec_.below.positions() == 1;
+    context.backend.product({delta}, {used(*weight), tied_}, out, false, fused ? epilogue.kernel : nullptr,
                             fused ? epilogue.sums : Sums{});
-    if (!fused) finish(context.backend, pixels(out, spec_.in), epilogue);
+    if (!fused) finish(context.backend, pixels(out, spec_.below), epilogue);
   }
 
   void weight_gradient(const Context& context, Tensor in, Tensor delta, bool accumulate,
                        const Epilogue& finish) const override {
-    if (tied_)
-      context.backend.product({in, true}, {delta}, *gradient, accumulate, finish.kernel, finish.sums);
-    else
-      context.backend.product({delta, true}, {in}, *gradient, accumulate, finish.kernel, finish.sums);
+    if (!tied_)
+      return context.backend.product({delta, true}, {in}, *gradient, accumulate, finish.kernel, finish.sums);
+    if (!accumulate && used(*gradient).rows < gradient->rows) context.backend.fill(*gradient, 0);
+    context.backend.product({in, true}, {delta}, used(*gradient), accumulate, finish.kernel, finish.sums);
   }
+
+ private:
+  // A layer tied to a Gaussian code has the weights of its means, which come first.
+  Tensor used(const Tensor& matrix) const { return tied_ ? matrix.slice_rows(0, spec_.in.size()) : matrix; }
 };
 
 // Puts a pixel's channels side by side, or each channel's pixels.
@@ -47,7 +53,7 @@ class Reorder final : public Layer {
 
   void backward(const Context& context, Tensor delta, Tensor out, const Epilogue& epilogue) const override {
     reorder(context.backend, delta, out, spec_.in, spec_.kind == "channels_first");
-    finish(context.backend, pixels(out, spec_.in), epilogue);
+    finish(context.backend, pixels(out, spec_.below), epilogue);
   }
 };
 
@@ -80,6 +86,15 @@ void reorder(Backend& backend, Tensor in, Tensor out, const Shape& shape, bool t
 std::unique_ptr<Layer> make_layer(const LayerSpec& spec) {
   if (spec.kind == "dense") return std::make_unique<Dense>(spec);
   if (spec.kind == "channels_last" || spec.kind == "channels_first") return std::make_unique<Reorder>(spec);
+  if (spec.kind == "conv") return make_convolution(spec);
+  if (spec.kind == "conv_transpose") return make_transposed_convolution(spec);
+  if (spec.kind == "max_pool") return make_max_pool(spec);
+  if (spec.kind == "max_unpool") return make_max_unpool(spec);
+  if (spec.kind == "sampling") return make_sampling(spec);
+  const double share = 1 / static_cast<double>(spec.kernel * spec.kernel);
+  if (spec.kind == "mean_pool") return make_window_sum(spec, share);
+  if (spec.kind == "mean_unpool") return make_window_spread(spec, share);
+  if (spec.kind == "upsample") return make_window_spread(spec, 1);
   throw ValueError(text("layers: unknown kind '", spec.kind, "'"));
 }
 

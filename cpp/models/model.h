@@ -29,11 +29,13 @@ struct LayerSpec {
   std::string kind;
   std::int64_t number;  // names its parameters
   Shape in, out;
+  Shape below;  // of the layer before, as its kernels see the input; `in` unless a reshape stands between
   std::string activation, penalty;
   double beta, rho;
   double weight_decay;
   bool per_position;                     // whether each position of a map is a unit of its own to the penalty
   std::int64_t kernel, stride, padding;  // of windows
+  std::int64_t places_of;                // number of the max pool that an unpooling mirrors, or 0
   std::string winners;                   // winner-take-all: "", "spatial", "lifetime" or "both"
   double lifetime;                       // share of rows in which a unit may win
   double free_bits, warm_up;             // of a Gaussian code

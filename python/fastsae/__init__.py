@@ -16,13 +16,25 @@ if TYPE_CHECKING:
     from fastsae import metrics, plots, reference
     from fastsae.checkpoint import load
     from fastsae.config import Config, LayerConfig, TrainingConfig
+    from fastsae.contractive import ContractiveAutoencoder
     from fastsae.cuda import cuda_blas
+    from fastsae.denoising import DenoisingAutoencoder
     from fastsae.engine import Engine
     from fastsae.estimators import SparseAutoencoder
     from fastsae.gradient_check import check_gradient
+    from fastsae.image_layers import (
+        ConvConfig,
+        ConvTransposeConfig,
+        PoolConfig,
+        ReshapeConfig,
+        UnpoolConfig,
+        UpsampleConfig,
+    )
+    from fastsae.layers import GaussianConfig
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
+    from fastsae.variational import VariationalAutoencoder
 
 __version__ = "0.1.0"
 
@@ -30,11 +42,21 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "Config": "config",
+    "ConvConfig": "image_layers",
+    "ConvTransposeConfig": "image_layers",
+    "DenoisingAutoencoder": "denoising",
+    "ContractiveAutoencoder": "contractive",
     "Engine": "engine",
+    "GaussianConfig": "layers",
     "LayerConfig": "config",
+    "PoolConfig": "image_layers",
+    "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
     "TopKEncoder": "topk",
     "TrainingConfig": "config",
+    "UnpoolConfig": "image_layers",
+    "UpsampleConfig": "image_layers",
+    "VariationalAutoencoder": "variational",
     "check_gradient": "gradient_check",
     "cuda_blas": "cuda",
     "cuda_unavailable_reason": "process",
@@ -48,13 +70,23 @@ _MODULES = ("metrics", "plots", "reference")
 
 __all__ = [
     "Config",
+    "ConvConfig",
+    "ConvTransposeConfig",
+    "DenoisingAutoencoder",
+    "ContractiveAutoencoder",
     "DeviceArray",
     "DeviceError",
     "Engine",
+    "GaussianConfig",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "SparseAutoencoder",
     "TopKEncoder",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
+    "VariationalAutoencoder",
     "check_gradient",
     "cuda_blas",
     "cuda_unavailable_reason",

@@ -13,6 +13,7 @@ Array = NDArray[Any]
 #: Rows as the compiled part takes them.
 Rows = Array | DeviceArray
 
+_MOST_ROWS = 2**52  # of a data set: their numbers travel as doubles, and noise takes 52 bits of them
 _HOST = (1, 3, 11, 13)  # DLPack's numbers for CPU memory, pinned (CUDA, ROCm) and managed memory
 
 
@@ -101,6 +102,19 @@ def as_order(value: ArrayLike | None) -> NDArray[np.int64] | None:
     if order.ndim != 1 or (order.size and order.dtype.kind not in "iu"):
         raise ValueError(f"order: expected a 1-D array of row numbers, got shape {order.shape} and dtype {order.dtype}")
     return np.ascontiguousarray(order, dtype=np.int64)
+
+
+def as_numbers(value: ArrayLike | None) -> NDArray[np.int64] | None:
+    """Which rows of the data set they are, checked."""
+    if value is None:
+        return None
+    numbers = as_array("numbers", value)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        shape = numbers.shape
+        raise ValueError(f"numbers: expected a 1-D array of integers, got shape {shape} and dtype {numbers.dtype}")
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < _MOST_ROWS):
+        raise ValueError(f"numbers: expected integers from 0 to 2^52 - 1, got {numbers.min()} to {numbers.max()}")
+    return np.ascontiguousarray(numbers, dtype=np.int64)
 
 
 class Core(Protocol):

@@ -21,6 +21,7 @@ from fastsae.checks import check_integer
 from fastsae.config import Config, Layer, TrainingConfig
 from fastsae.engine import Engine
 from fastsae.initializers import initialize
+from fastsae.jacobian import jacobian_norm
 from fastsae.process import devices
 from fastsae.stores import ArrayStore
 from fastsae.trainer import Callback, Progress, Trainer, TrainerState, check_combination, check_values
@@ -182,6 +183,15 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data."""
         check_is_fitted(self)
         return -self._engine.score(self._check(X))
+
+    def jacobian_norm(self, X: Any) -> NDArray[np.float64]:
+        """How much the code moves with its input: ``|dh/dx|`` of each row, shape (n_rows,), the Frobenius norm.
+
+        Exact for an encoder of any number of dense layers, and computed in float64 on the host. Its square is what the
+        contractive penalty is the mean of. ValueError if a layer of the encoder is not dense.
+        """
+        check_is_fitted(self)
+        return jacobian_norm(self._engine.config, self._engine.get_parameters(), self._check(X))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""

@@ -30,7 +30,12 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 #: Estimators that a file may hold, and their modules.
-ESTIMATORS = {"SparseAutoencoder": "estimators"}
+ESTIMATORS = {
+    "ContractiveAutoencoder": "contractive",
+    "DenoisingAutoencoder": "denoising",
+    "SparseAutoencoder": "estimators",
+    "VariationalAutoencoder": "variational",
+}
 
 
 def save(estimator: Autoencoder, path: str | os.PathLike[str]) -> None:
@@ -136,9 +141,15 @@ def _plain_parameters(estimator: Autoencoder) -> dict[str, Any]:
     for name, value in estimator.get_params(deep=False).items():
         value = value.item() if isinstance(value, np.generic) else value
         value = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
-        if value is None or isinstance(value, (bool, int, float, str)):
+        value = list(map(int, value)) if _is_of_integers(value) else value
+        if value is None or isinstance(value, (bool, int, float, str, list)):
             plain[name] = value
     return plain
+
+
+def _is_of_integers(value: object) -> bool:
+    """Whether it is a tuple of layer sizes or the like."""
+    return isinstance(value, (tuple, list)) and all(isinstance(entry, (int, np.integer)) for entry in value)
 
 
 def _file_name(path: object) -> str | None:
@@ -182,7 +193,8 @@ def _restore(header: _Header, file: Any) -> Autoencoder:
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
     try:
-        estimator = kind(**header.json("parameters", dict))
+        options = header.json("parameters", dict)
+        estimator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)

@@ -17,10 +17,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsae.checks import check_bool, check_choice, check_integer, check_real, is_bool
+from fastsae.image_layers import (
+    ConvConfig,
+    ConvTransposeConfig,
+    PoolConfig,
+    ReshapeConfig,
+    UnpoolConfig,
+    UpsampleConfig,
+)
 from fastsae.layers import (
     ACTIVATIONS,
     BOUNDED_ACTIVATIONS,
     PENALTIES,
+    GaussianConfig,
     Layer,
     LayerConfig,
     Shape,
@@ -34,10 +43,16 @@ __all__ = [
     "BOUNDED_ACTIVATIONS",
     "PENALTIES",
     "Config",
+    "ConvConfig",
+    "ConvTransposeConfig",
     "Layer",
     "LayerConfig",
+    "PoolConfig",
+    "ReshapeConfig",
     "Shape",
     "TrainingConfig",
+    "UnpoolConfig",
+    "UpsampleConfig",
     "check_precision",
 ]
 
@@ -49,6 +64,9 @@ SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "tf32", "bf16")
+CORRUPTIONS = ("none", "masking", "gaussian", "salt_and_pepper")
+#: Those that say of each element whether it is corrupted.
+REPLACING_CORRUPTIONS = ("masking", "salt_and_pepper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +90,33 @@ class Config:
     loss_reduction : {"ufldl", "sum", "mean"}
         Every one divides by ``W``. Squared error: ``ufldl`` is 1/2 the sum over features (CS294A), ``sum`` the
         sum, ``mean`` the mean over features. Cross-entropy: ``ufldl`` and ``sum`` are the sum over features.
+    corruption : {"none", "masking", "gaussian", "salt_and_pepper"}
+        Noise on the input of a step, fresh in each epoch; its target stays clean, and so does the input of encoding,
+        reconstruction and scoring (Vincent et al., JMLR 11, 2010). ``masking`` sets elements to 0, and the others are
+        not scaled up for it; ``gaussian`` adds normal numbers; ``salt_and_pepper`` sets elements to one of two values.
+    corruption_level : float
+        Share in [0, 1] of the elements that ``masking`` and ``salt_and_pepper`` corrupt, each on its own; standard
+        deviation >= 0 of ``gaussian``.
+    corruption_low, corruption_high : float
+        What ``salt_and_pepper`` sets elements to, either with probability 1/2.
+    emphasis, emphasis_rest : float
+        Weights >= 0 of the loss on corrupted elements and on the others (alpha and beta of Vincent et al., section
+        4.2); other than 1 they need ``masking`` or ``salt_and_pepper``.
     tied : bool
         Decoder weights are the transposed encoder weights; the layers must mirror each other. A tied matrix is
-        decayed once.
+        decayed once. To a Gaussian code the weights of its means are tied.
     weight_decay : float
         lambda, >= 0.
+    contraction : float
+        lambda_c, >= 0, of the contractive penalty ``lambda_c / W sum_i w_i |J(x_i)|^2``: the squared Frobenius norm of
+        the Jacobian of the code by the input that the encoder sees (Rifai et al., ICML 2011). It needs a dense
+        encoder. One layer has it in closed form, for every activation; for several it is estimated, without bias, by
+        ``|J u|^2`` with one normal direction u for each row and step.
+    contraction_hessian : float
+        gamma, >= 0, of ``gamma / W sum_i w_i |J(x_i) - J(x_i + e_i)|^2`` with one normal e for each row and step, the
+        second-order penalty of CAE+H (Rifai et al., ECML 2011). It needs an encoder of one dense layer.
+    contraction_noise : float
+        Standard deviation of e, > 0.
     rho_hat : {"batch", "ema", "full"}
         Where the mean activation of the KL penalty is taken: over the batch; as the exponential moving average
         ``q = d q + (1 - d) batch mean`` that starts at the first batch mean (its gradient takes the slope of
@@ -101,8 +141,17 @@ class Config:
     n_encoder_layers: int | None = None
     loss: str = "squared_error"
     loss_reduction: str = "ufldl"
+    corruption: str = "none"
+    corruption_level: float = 0.3
+    corruption_low: float = 0.0
+    corruption_high: float = 1.0
+    emphasis: float = 1.0
+    emphasis_rest: float = 1.0
     tied: bool = False
     weight_decay: float = 1e-4
+    contraction: float = 0.0
+    contraction_hessian: float = 0.0
+    contraction_noise: float = 0.1
     rho_hat: str = "batch"
     rho_hat_decay: float = 0.99
     optimizer: str = "adam"
@@ -134,6 +183,11 @@ class Config:
         return sum(layer.multiplications(shape) for layer, shape in pairs)
 
     @property
+    def contraction_draws(self) -> bool:
+        """Whether the contractive penalty is estimated with random numbers."""
+        return bool(self.contraction_hessian or (self.contraction and self.code_layer > 1))
+
+    @property
     def output_width(self) -> int:
         """Width of the last layer."""
         return self.n_features if self.n_outputs is None else self.n_outputs
@@ -157,16 +211,37 @@ class Config:
             shapes[f"b{number}"] = (layer.n_biases(inputs[number - 1]),)
         return shapes
 
+    @property
+    def places_of(self) -> dict[int, int]:
+        """Number of the max pool whose places each max unpooling reads, by its number; 0 where there is none."""
+        shapes, free = self.shapes, list[int]()
+        places: dict[int, int] = {}
+        for number, layer in enumerate(self.layers, start=1):
+            if isinstance(layer, PoolConfig) and layer.mode == "max":
+                free.append(number)
+            elif isinstance(layer, UnpoolConfig) and layer.mode == "max":
+                wanted = (shapes[number - 1], layer.size)
+                fitting = [pool for pool in free if (shapes[pool], self.layers[pool - 1].core()["kernel"]) == wanted]
+                places[number] = fitting[-1] if fitting else 0
+                free = [pool for pool in free if pool != places[number]]
+        return places
+
+    def check_decodable(self) -> None:
+        """Raise ValueError if a code alone does not tell the output."""
+        for number, pool in self.places_of.items():
+            if pool <= self.code_layer < number:
+                raise ValueError(
+                    f"layers[{number - 1}]: puts maxima back where layers[{pool - 1}] found them, which a code alone "
+                    "does not know; reconstruct the rows themselves, or use mode='mean' or UpsampleConfig"
+                )
+
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
-        values |= {"corruption": "none", "corruption_level": 0.0, "corruption_low": 0.0, "corruption_high": 1.0}
-        values |= {"emphasis": 1.0, "emphasis_rest": 1.0}
-        values |= {"contraction": 0.0, "contraction_hessian": 0.0, "contraction_noise": 0.0}
-        shapes = self.shapes
+        shapes, places = self.shapes, self.places_of
         values["layers"] = [
-            layer_core(layer, number, shapes[number - 1], self.weight_decay)
+            {**layer_core(layer, number, shapes[number - 1], self.weight_decay), "places_of": places.get(number, 0)}
             for number, layer in enumerate(self.layers, start=1)
         ]
         plain: dict[str, Any] = _plain(values)
@@ -203,18 +278,33 @@ class Config:
         self._validate_layers()
         if self.n_encoder_layers is not None:
             check_integer("n_encoder_layers", self.n_encoder_layers, 0, len(self.layers))
+        for i, layer in enumerate(self.layers, start=1):
+            if isinstance(layer, GaussianConfig) and i != self.code_layer:
+                raise ValueError(
+                    f"layers[{i - 1}]: a Gaussian code must be the code layer, the last of n_encoder_layers: "
+                    f"expected n_encoder_layers={i}, got {self.code_layer}"
+                )
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
         output = getattr(self.layers[-1], "activation", None)
         if self.loss == "cross_entropy" and output != "sigmoid":
             raise ValueError(f"loss='cross_entropy' needs a sigmoid output layer, got activation {output!r}")
+        self._validate_corruption()
         check_bool("tied", self.tied)
         if self.tied:
             if len(self.layers) % 2 or self.shapes != self.shapes[::-1]:
                 raise ValueError(f"tied=True needs layers that mirror each other, got widths {self.widths}")
+            for i, (layer, mirror) in enumerate(zip(self.layers, self.layers[::-1], strict=True)):
+                if 2 * i < len(self.layers) and not layer.mirrors(mirror):
+                    j = len(self.layers) - 1 - i
+                    raise ValueError(
+                        f"tied=True needs layers that mirror each other: layers[{j}] does not undo layers[{i}], "
+                        f"got {type(layer).__name__} and {type(mirror).__name__} of other windows or kinds"
+                    )
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)
+        self._validate_contraction()
         check_choice("rho_hat", self.rho_hat, RHO_HATS)
         check_real("rho_hat_decay", self.rho_hat_decay, 0.0, 1.0, "[)")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -225,6 +315,49 @@ class Config:
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
         check_choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
+
+    def _validate_corruption(self) -> None:
+        check_choice("corruption", self.corruption, CORRUPTIONS)
+        if self.corruption in REPLACING_CORRUPTIONS:
+            check_real("corruption_level", self.corruption_level, 0.0, 1.0, "[]")
+        else:
+            check_real("corruption_level", self.corruption_level, 0.0)
+        check_real("corruption_low", self.corruption_low, -math.inf)
+        check_real("corruption_high", self.corruption_high, -math.inf)
+        check_real("emphasis", self.emphasis, 0.0)
+        check_real("emphasis_rest", self.emphasis_rest, 0.0)
+        if self.emphasis == self.emphasis_rest == 1:
+            return
+        if self.corruption not in REPLACING_CORRUPTIONS:
+            raise ValueError(
+                f"emphasis, emphasis_rest: other than 1 they need corruption='masking' or 'salt_and_pepper', "
+                f"got {self.corruption!r}"
+            )
+        if self.emphasis == self.emphasis_rest == 0:
+            raise ValueError("emphasis, emphasis_rest: expected one of them above 0, else nothing is learned")
+        if self.output_width != self.n_features:
+            raise ValueError(
+                f"emphasis, emphasis_rest: other than 1 they need n_outputs=n_features={self.n_features}, "
+                f"got {self.output_width}"
+            )
+
+    def _validate_contraction(self) -> None:
+        check_real("contraction", self.contraction, 0.0)
+        check_real("contraction_hessian", self.contraction_hessian, 0.0)
+        check_real("contraction_noise", self.contraction_noise, 0.0, math.inf, "()")
+        if not (self.contraction or self.contraction_hessian):
+            return
+        name = "contraction" if self.contraction else "contraction_hessian"
+        if not 0 < self.code_layer < len(self.layers):
+            raise ValueError(
+                f"{name}: the penalty needs layers before the code and after it, "
+                f"got {self.code_layer} and {len(self.layers) - self.code_layer}"
+            )
+        for i, layer in enumerate(self.layers[: self.code_layer]):
+            if not isinstance(layer, LayerConfig):
+                raise ValueError(f"{name}: the penalty needs a dense encoder, got layers[{i}]={type(layer).__name__}")
+        if self.contraction_hessian and self.code_layer > 1:
+            raise ValueError(f"contraction_hessian: expected an encoder of one layer, got {self.code_layer}")
 
     def _validate_layers(self) -> None:
         shape: Shape = (int(self.n_features), 1, 1)
@@ -241,6 +374,12 @@ class Config:
                 raise ValueError(f"layers[{i}]: expected a LayerConfig, got {type(layer).__name__}")
             layer.validate(f"layers[{i}].", shape, is_last=i == len(self.layers) - 1)
             shape = layer.out_shape(shape)
+        for number, pool in self.places_of.items():
+            if pool == 0:
+                raise ValueError(
+                    f"layers[{number - 1}].mode: 'max' needs a max pool before it, of the same size and with maps of "
+                    f"shape {self.shapes[number - 1]}, that no other unpooling mirrors; got none"
+                )
         if self.n_outputs is not None:
             check_integer("n_outputs", self.n_outputs, 1)
         if math.prod(shape) != self.output_width:

@@ -16,6 +16,7 @@ from fastsae.arrays import (
     Array,
     Rows,
     as_array,
+    as_numbers,
     as_order,
     as_rows,
     as_weights,
@@ -93,7 +94,7 @@ class Engine:
 
     @property
     def noise_seed(self) -> int:
-        """Seed of all noise that steps draw: of the input's corruption and of a stochastic code."""
+        """Seed of all noise that steps draw: of the input's corruption, a stochastic code and the contraction."""
         return self._core.noise_seed
 
     @noise_seed.setter
@@ -136,7 +137,8 @@ class Engine:
         targets : array, shape (n_rows, n_outputs), optional
             What the output of each row should be; None means X.
         numbers : integer array, shape (n_rows,), optional
-            Which row of the data set each one is, from 0: noise depends on it. None means 0, 1, ...
+            Which row of the data set each one is, from 0: noise depends on it alone, on `noise_seed` and on `epoch`.
+            None means 0, 1, ...
 
         Raises
         ------
@@ -207,7 +209,11 @@ class Engine:
         sample_weight : array, shape (n_rows,), optional
             Weights >= 0 of the rows.
         targets, numbers
-            See `step`. Noise is that of `epoch`.
+            See `step`.
+
+        Notes
+        -----
+        J is as training sees it: with ``Config.corruption`` of corrupted rows, whose noise is that of `epoch`.
 
         Returns
         -------
@@ -225,7 +231,7 @@ class Engine:
         targets: Any = None,
         numbers: ArrayLike | None = None,
     ) -> dict[str, float]:
-        """The parts of the cost J of all rows of `X`, without its gradient. Arguments as for `gradient`."""
+        """The parts of the cost J of all rows of `X`, without its gradient. Arguments and noise as for `gradient`."""
         rows = self._batch(X)
         return self._core.evaluate(rows, *self._examples(rows, sample_weight, targets, numbers))
 
@@ -254,7 +260,11 @@ class Engine:
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
-        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`."""
+        """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
+
+        ValueError if the model unpools maxima of its encoder, whose places a code does not hold.
+        """
+        self.config.check_decodable()
         return self._infer(self._core.decode, self.rows("H", H, self.code_width), out, self.config.output_width)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -276,6 +286,7 @@ class Engine:
 
     def score_code(self, H: Any, targets: Any) -> NDArray[np.float64]:
         """The reconstruction loss of each row of `targets` when it is decoded from that row of `H`, shape (n_rows,)."""
+        self.config.check_decodable()
         goal = self.rows("targets", targets, self.config.output_width)
         return self._core.score_code(self.rows("H", H, self.code_width), goal)
 
@@ -459,7 +470,7 @@ class Engine:
         return None if value is None else self.rows("targets", value, self.config.output_width)
 
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
-        return self.weights(sample_weight, len(rows)), self._targets(targets), as_order(numbers)
+        return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)
 
     def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
         target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)

@@ -36,6 +36,8 @@ class SparseAutoencoder(Autoencoder):
         Weight of the penalty, >= 0.
     weight_decay : float
         lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
+    contraction, contraction_hessian, contraction_noise : float
+        Penalties on the Jacobian of the code; see :class:`fastsae.ContractiveAutoencoder`.
     rho_hat : {"batch", "ema", "full"}
         Rows over which the mean activation is taken; ``full`` needs ``solver="lbfgs"`` or ``batch_size=None``.
     rho_hat_decay : float
@@ -44,6 +46,15 @@ class SparseAutoencoder(Autoencoder):
         ``cross_entropy`` needs a sigmoid output and X in [0, 1].
     loss_reduction : {"ufldl", "sum", "mean"}
         See :class:`fastsae.Config`.
+    corruption : {"none", "masking", "gaussian", "salt_and_pepper"}
+        Noise on what the model reads in training, fresh in each epoch; it learns to give the clean rows back, and
+        every other method reads rows as they are. Not with ``solver="lbfgs"``.
+    corruption_level : float
+        Share of the elements that are corrupted, in [0, 1]; the standard deviation of ``gaussian``.
+    corruption_low, corruption_high : float
+        The two values of ``salt_and_pepper``.
+    emphasis, emphasis_rest : float
+        Weights of the loss on corrupted elements and on the others; see :class:`fastsae.Config`.
     tied : bool
         W2 is the transpose of W1.
     solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
@@ -71,7 +82,7 @@ class SparseAutoencoder(Autoencoder):
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to compute.
     random_state : int, RandomState or None
-        Seed of the first weights, the row orders and the validation split.
+        Seed of the first weights, the row orders, the noise and the validation split.
     checkpoint : path, optional
         File that `fit` writes every `checkpoint_every` epochs and at its end, also when it is interrupted.
         ``fastsae.load(path).resume(X)`` then goes on as if nothing had happened.
@@ -120,10 +131,19 @@ class SparseAutoencoder(Autoencoder):
         rho: float = LayerConfig.rho,
         beta: float = LayerConfig.beta,
         weight_decay: float = Config.weight_decay,
+        contraction: float = Config.contraction,
+        contraction_hessian: float = Config.contraction_hessian,
+        contraction_noise: float = Config.contraction_noise,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,
         loss_reduction: str = Config.loss_reduction,
+        corruption: str = Config.corruption,
+        corruption_level: float = Config.corruption_level,
+        corruption_low: float = Config.corruption_low,
+        corruption_high: float = Config.corruption_high,
+        emphasis: float = Config.emphasis,
+        emphasis_rest: float = Config.emphasis_rest,
         tied: bool = Config.tied,
         solver: str = TrainingConfig.solver,
         learning_rate: float = Config.learning_rate,

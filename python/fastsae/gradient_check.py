@@ -60,6 +60,7 @@ def check_gradient(
     rows = as_rows("X", X, engine.config.n_features, "float64")
     twin = Engine(dataclasses.replace(engine.config, dtype="float64"))
     twin.set_parameters(engine.get_parameters())
+    twin.noise_seed, twin.epoch = engine.noise_seed, engine.epoch
     random = np.random.default_rng(random_state)
     twin.gradient(rows, sample_weight)
     numeric: list[float] = []

@@ -20,11 +20,16 @@ ACTIVATIONS = ("sigmoid", "tanh", "relu", "softplus", "identity")
 BOUNDED_ACTIVATIONS = ("sigmoid", "tanh")
 PENALTIES = ("none", "kl", "l1", "log")
 
+KINDS: dict[str, type[Layer]] = {}
+
 
 class Layer:
-    """What all kinds of layers have."""
+    """What all kinds of layers have. A kind is known by its name from where its class is defined."""
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
 
     def out_shape(self, shape: Shape) -> Shape:
         """Shape of the output for an input of `shape`."""
@@ -45,6 +50,10 @@ class Layer:
     def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
         """Raise ValueError, naming the option after `where`, if one has no meaning for an input of `shape`."""
         raise NotImplementedError
+
+    def mirrors(self, other: Layer) -> bool:
+        """Whether a tied model may have this layer in the place of `other` in its second half."""
+        return not hasattr(self, "activation") and not hasattr(other, "activation")
 
     def core(self) -> dict[str, Any]:
         """What the compiled layer is made from, beside what all have."""
@@ -98,9 +107,76 @@ class LayerConfig(Layer):
         check_integer(where + "units", self.units, 1)
         check_penalty(self, where, is_last)
 
+    def mirrors(self, other: Layer) -> bool:
+        """See `Layer.mirrors`."""
+        return isinstance(other, LayerConfig)
+
     def core(self) -> dict[str, Any]:
         """See `Layer.core`."""
         return activation_core(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianConfig(Layer):
+    """A code that is drawn from a normal distribution which the input sets (Kingma and Welling 2013).
+
+    ``[mu, v] = x W' + b`` and ``z = mu + exp(v / 2) eps`` with fresh ``eps ~ N(0, 1)`` for each row and epoch in
+    training; outside of it ``z = mu``. Only as the code layer of a model. Its part of J is, over W the sum of the
+    weights of the rows,
+
+    ``beta warm sum_j max(free_bits, KL_j)``,  ``KL_j = 1/W sum_i w_i (mu_ij^2 + exp(v_ij) - 1 - v_ij) / 2``
+
+    the divergence from N(0, 1). v is clamped to [-30, 20]; outside, its slopes are those at the bound.
+
+    Attributes
+    ----------
+    units : int
+        Number of latents, at least 1: W has 2 * units rows, for the means and after them the log-variances.
+    beta : float
+        Weight of the divergence, >= 0 (Higgins et al. 2017); 1 gives the evidence lower bound.
+    free_bits : float
+        Nats that each latent costs at least, >= 0, so that it may as well use them: below, its divergence has no slope
+        (Kingma et al. 2016).
+    warm_up : float
+        Epochs in which ``warm = epoch / warm_up`` rises from 0 to 1, >= 0; 0 means always 1.
+    weight_decay : float or None
+        lambda of this layer, >= 0; None takes the model's.
+    """
+
+    kind: ClassVar[str] = "gaussian"
+
+    units: int
+    beta: float = 1.0
+    free_bits: float = 0.0
+    warm_up: float = 0.0
+    weight_decay: float | None = None
+
+    def out_shape(self, shape: Shape) -> Shape:
+        """``(units, 1, 1)``."""
+        return int(self.units), 1, 1
+
+    def weight_shape(self, shape: Shape) -> tuple[int, int]:
+        """``(2 * units, inputs)``."""
+        return 2 * int(self.units), math.prod(shape)
+
+    def n_biases(self, shape: Shape) -> int:
+        """``2 * units``."""
+        return 2 * int(self.units)
+
+    def validate(self, where: str, shape: Shape, *, is_last: bool) -> None:
+        """See `Layer.validate`."""
+        check_integer(where + "units", self.units, 1)
+        check_real(where + "beta", self.beta, 0.0)
+        check_real(where + "free_bits", self.free_bits, 0.0)
+        check_real(where + "warm_up", self.warm_up, 0.0)
+        if self.weight_decay is not None:
+            check_real(where + "weight_decay", self.weight_decay, 0.0)
+        if is_last:
+            raise ValueError(f"{where[:-1]}: a Gaussian code cannot be the last layer, which makes the output")
+
+    def core(self) -> dict[str, Any]:
+        """See `Layer.core`."""
+        return {name: getattr(self, name) for name in ("beta", "free_bits", "warm_up")}
 
 
 def check_penalty(layer: Any, where: str, is_last: bool) -> None:
@@ -135,13 +211,12 @@ _CORE: dict[str, Any] = {
     "kernel": 1,
     "stride": 1,
     "padding": 0,
+    "places_of": 0,
     "winners": "",
     "lifetime": 1.0,
     "free_bits": 0.0,
     "warm_up": 0.0,
 }
-
-KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in (LayerConfig,)}
 
 
 def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class TrainerState:
     Attributes
     ----------
     seed : int
-        Source of every epoch's row order and of the validation split.
+        Source of every epoch's row order and noise, and of the validation split.
     epoch : int
         Epochs finished.
     n_rows : int
@@ -250,6 +250,7 @@ class Trainer:
         from scipy.optimize import minimize
 
         engine, state = self.engine, self.state
+        engine.epoch = 0  # one cost from the first iteration to the last: its noise is always the same
         whole = len(train) == len(store)
         rows = store.rows(None if whole else train)
         row_weights, targets, _ = (weights, self._targets, None) if whole else self._of(weights, train)
@@ -426,8 +427,20 @@ def check_combination(config: Config, training: TrainingConfig, X: Any, *, one_p
             "rho_hat='full' needs full-batch optimisation: solver='lbfgs' or batch_size=None, "
             "and no partial_fit; use rho_hat='batch' or 'ema'"
         )
+    if lbfgs and any(getattr(layer, "warm_up", 0) > 0 for layer in config.layers):
+        raise ValueError("warm_up: solver='lbfgs' minimises one cost from beginning to end; take 0 or another solver")
     if config.rho_hat == "ema" and lbfgs:
         raise ValueError("rho_hat='ema' moves between evaluations, which solver='lbfgs' cannot use; use 'full'")
+    if config.corruption != "none" and lbfgs:
+        raise ValueError(
+            f"corruption={config.corruption!r} draws fresh noise in each epoch, and solver='lbfgs' needs a cost that "
+            "stays the same; use a mini-batch solver"
+    if config.contraction_draws and lbfgs:
+        name = "contraction_hessian" if config.contraction_hessian else "contraction"
+        raise ValueError(
+            f"{name}={getattr(config, name)} is estimated with fresh noise in each epoch, and solver='lbfgs' needs a "
+            "cost that stays the same; use a mini-batch solver"
+        )
 
 
 def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: bool = False) -> None:

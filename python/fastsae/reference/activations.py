@@ -1,4 +1,4 @@
-"""Activation functions ``a = f(z)`` and their slopes, written as functions of the output ``a``.
+"""Activation functions ``a = f(z)``, their slopes and curvatures, written as functions of the output ``a``.
 
 All keep the dtype of their argument. The C++ twin is ``cpp/math/activations.h``.
 """
@@ -37,6 +37,10 @@ class Activation(ABC):
     def slope(self, a: Array) -> Array:
         """``f'(z)`` as a function of ``a = f(z)``, any shape."""
 
+    @abstractmethod
+    def curvature(self, a: Array) -> Array:
+        """``f''(z)`` as a function of ``a = f(z)``, any shape."""
+
 
 class Sigmoid(Activation):
     """``1 / (1 + exp(-z))`` (CS294A notes, section 2)."""
@@ -51,6 +55,10 @@ class Sigmoid(Activation):
     def slope(self, a: Array) -> Array:
         return a * (1.0 - a)
 
+    def curvature(self, a: Array) -> Array:
+        curvature: Array = a * (1.0 - a) * (1.0 - 2.0 * a)
+        return curvature
+
 
 class Tanh(Activation):
     """``tanh(z)`` (CS294A notes, section 2)."""
@@ -62,6 +70,9 @@ class Tanh(Activation):
 
     def slope(self, a: Array) -> Array:
         return 1.0 - a * a
+
+    def curvature(self, a: Array) -> Array:
+        return -2.0 * a * (1.0 - a * a)
 
 
 class Relu(Activation):
@@ -75,6 +86,9 @@ class Relu(Activation):
     def slope(self, a: Array) -> Array:
         return (a > 0).astype(a.dtype)
 
+    def curvature(self, a: Array) -> Array:
+        return np.zeros_like(a)
+
 
 class Softplus(Activation):
     """``log(1 + exp(z))``; its slope is ``sigmoid(z) = 1 - exp(-a)``."""
@@ -87,6 +101,9 @@ class Softplus(Activation):
     def slope(self, a: Array) -> Array:
         return -np.expm1(-a)
 
+    def curvature(self, a: Array) -> Array:
+        return -np.exp(-a) * np.expm1(-a)
+
 
 class Identity(Activation):
     """``z``, for a linear decoder."""
@@ -96,6 +113,9 @@ class Identity(Activation):
 
     def slope(self, a: Array) -> Array:
         return np.ones_like(a)
+
+    def curvature(self, a: Array) -> Array:
+        return np.zeros_like(a)
 
 
 ACTIVATIONS: dict[str, Activation] = {

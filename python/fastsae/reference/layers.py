@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fastsae.config import Shape
 from fastsae.reference.activations import Array
+from fastsae.reference.images import Conv, ConvTranspose, Pool, Reshape, Unpool, Upsample
 
 
 class LayerOp(Protocol):
@@ -18,10 +19,13 @@ class LayerOp(Protocol):
     ----------
     in_shape, out_shape : tuple of int
         ``(channels, height, width)``.
+    transposes_tied : bool
+        Whether a tied layer takes the transpose of the other's W.
     """
 
     in_shape: Shape
     out_shape: Shape
+    transposes_tied: bool
 
     def __init__(self, layer: Any, in_shape: Shape, out_shape: Shape) -> None: ...
 
@@ -40,6 +44,8 @@ class LayerOp(Protocol):
 
 class Dense:
     """``z = x W'`` with W [units, inputs]."""
+
+    transposes_tied = True
 
     def __init__(self, layer: Any, in_shape: Shape, out_shape: Shape) -> None:
         self.in_shape, self.out_shape = in_shape, out_shape
@@ -63,4 +69,13 @@ class Dense:
 
 
 #: By :attr:`fastsae.layers.Layer.kind`.
-LAYERS: dict[str, type[LayerOp]] = {"dense": Dense}
+LAYERS: dict[str, type[LayerOp]] = {
+    "dense": Dense,
+    "gaussian": Dense,
+    "conv": Conv,
+    "conv_transpose": ConvTranspose,
+    "pool": Pool,
+    "unpool": Unpool,
+    "upsample": Upsample,
+    "reshape": Reshape,
+}

@@ -48,3 +48,14 @@ def two_normals(word0: Words, word1: Words) -> tuple[Array, Array]:
     """``sqrt(-2 log u) (cos, sin)(2 pi v)`` with u and v the uniforms of the two words."""
     radius, turn = np.sqrt(-2.0 * np.log(uniform(word0))), 2.0 * np.pi * uniform(word1)
     return radius * np.cos(turn), radius * np.sin(turn)
+
+
+def normals(stream: str, seed: int, epoch: int, rows: ArrayLike, n_columns: int) -> Array:
+    """A standard normal number for each row of the data set and each column, [rows, n_columns].
+
+    A row is cut into four runs of columns, the last of which may be shorter: the four numbers of one draw are those of
+    its column in each run.
+    """
+    a, b, c, d = draw(stream, seed, epoch, rows, np.arange(-(-n_columns // 4)))
+    runs: Array = np.concatenate([*two_normals(a, b), *two_normals(c, d)], axis=1)
+    return runs[:, :n_columns]
