@@ -54,7 +54,6 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
   for (Stage& stage : stages_) {
     if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
   }
-  dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
   output_ = choose_output_kernels(spec.dtype, output().spec().activation, spec.loss);
   contraction_ = make_contraction(spec, backend);
 }
@@ -66,7 +65,7 @@ void Layered::add_stage(const LayerSpec& spec) {
   stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, spec.activation, spec.penalty)});
   if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
-  dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
+  dense_rows_ = dense_rows_ || reads_images(spec.kind);  // input, code or output may be images
 }
 
 void Layered::order_as(bool channels_last, const Shape& shape) {

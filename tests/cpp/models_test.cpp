@@ -188,6 +188,95 @@ void trains_as_the_cpu(const Problem& problem) {
   check(largest_difference(*chunks, *cpu) < 1e-12, problem.name + ": gradient of chunks");
 }
 
+// ---- models
+
+LayerSpec layer_of(const std::string& kind, std::int64_t number, const Shape& in, const Shape& out,
+                   const std::string& activation = "identity") {
+  LayerSpec layer = dense(number, 0, 0, activation);
+  layer.kind = kind;
+  layer.in = in;
+  layer.out = out;
+  return layer;
+}
+
+LayerSpec windowed(const std::string& kind, std::int64_t number, const Shape& in, const Shape& out,
+                   std::int64_t kernel, std::int64_t stride = 1, std::int64_t padding = 0,
+                   const std::string& activation = "identity") {
+  LayerSpec layer = layer_of(kind, number, in, out, activation);
+  layer.kernel = kernel;
+  layer.stride = stride;
+  layer.padding = padding;
+  return layer;
+}
+
+LayerSpec with_penalty(LayerSpec layer, const std::string& penalty) {
+  layer.penalty = penalty;
+  layer.beta = 0.3;
+  return layer;
+}
+
+Problem convolutional() {
+  const Shape image{2, 7, 6}, map{3, 4, 3}, deep{19, 2, 2};
+  return {"convolutional", model_of({with_penalty(windowed("conv", 1, image, map, 3, 2, 1, "relu"), "l1"),
+                                     with_penalty(windowed("conv", 2, map, deep, 3, 2, 1, "sigmoid"), "kl"),
+                                     windowed("conv_transpose", 3, deep, map, 3, 2, 1, "tanh"),
+                                     windowed("conv_transpose", 4, map, image, 3, 2, 1, "sigmoid")},
+                                    DType::f64)};
+}
+
+// The maxima go back to where they were; the code is an image, and the error of each pixel has one channel.
+Problem pooled() {
+  const Shape image{1, 8, 9}, maps{4, 8, 9}, halves{4, 4, 4};
+  std::vector<LayerSpec> layers{with_penalty(windowed("conv", 1, image, maps, 3, 1, 1, "softplus"), "log"),
+                                windowed("max_pool", 2, maps, halves, 2),
+                                windowed("max_unpool", 3, halves, maps, 2),
+                                windowed("conv", 4, maps, image, 1, 1, 0, "identity")};
+  layers[2].places_of = 2;
+  return {"pooled", model_of(layers, DType::f64)};
+}
+
+Problem through_a_bottleneck() {
+  const Shape image{3, 6, 6}, maps{5, 6, 6}, halves{5, 3, 3}, flat{45, 1, 1};
+  return {"bottleneck",
+          model_of({windowed("conv", 1, image, maps, 3, 1, 1, "tanh"),
+                    windowed("mean_pool", 2, maps, halves, 2), layer_of("reshape", 3, halves, flat),
+                    with_penalty(dense(4, 45, 4, "sigmoid"), "kl"), dense(5, 4, 45, "relu"),
+                    layer_of("reshape", 6, flat, halves), windowed("upsample", 7, halves, maps, 2),
+                    windowed("conv_transpose", 8, maps, image, 5, 1, 2, "sigmoid")},
+                   DType::f64, "cross_entropy")};
+}
+
+Problem variational() {
+  LayerSpec code = layer_of("gaussian", 2, Shape{11}, Shape{5});
+  code.beta = 0.7;
+  code.free_bits = 0.01;
+  code.warm_up = 2;
+  ModelSpec spec =
+      model_of({dense(1, 9, 11, "tanh"), code, dense(3, 5, 11, "tanh"), dense(4, 11, 9, "sigmoid")},
+               DType::f64, "cross_entropy");
+  return {"variational", spec, false, true};
+}
+
+Problem contractive(double hessian) {
+  Problem problem{"contractive", classic_model(DType::f64, 9, 37, "sigmoid", "none"), false, true};
+  problem.spec.contraction = {0.2, hessian, 0.1};
+  return problem;
+}
+
+Problem deep_contractive() {
+  Problem problem{"deep contractive", model_of({dense(1, 9, 12, "softplus"), dense(2, 12, 5, "tanh"),
+                                                dense(3, 5, 12, "relu"), dense(4, 12, 9, "identity")},
+                                               DType::f64)};
+  problem.spec.contraction = {0.2, 0, 0};
+  return problem;
+}
+
+Problem corrupted(const std::string& kind, double emphasis) {
+  Problem problem{"corrupted by " + kind, classic_model(DType::f64, 10, 37), false, true};
+  problem.spec.corruption = {kind, 0.3, 0, 1, emphasis, emphasis == 1 ? 1 : 0.5};
+  return problem;
+}
+
 // A step is recorded for its rows with or without targets, and must not be replayed for the other.
 void targets_come_and_go() {
   const Problem plain{"", classic_model(DType::f64, 9, 8)}, aimed{"", plain.spec, true};
@@ -208,5 +297,10 @@ int main() {
   targets_come_and_go();
   trains_as_the_cpu({"targets of their own",
                      model_of({dense(1, 9, 8, "relu"), dense(2, 8, 4, "sigmoid")}, DType::f64), true});
+  for (const Problem& problem :
+       {convolutional(), pooled(), through_a_bottleneck(), variational(), contractive(0), contractive(0.1),
+        deep_contractive(), corrupted("masking", 1), corrupted("masking", 2), corrupted("gaussian", 1),
+        corrupted("salt_and_pepper", 3)})
+    trains_as_the_cpu(problem);
   return verdict("models");
 }

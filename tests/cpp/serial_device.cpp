@@ -42,7 +42,7 @@ void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
   K kernel;
   std::memcpy(&kernel, bytes, sizeof(K));
   if constexpr (K::pass == Pass::row_sum) {
-    for (std::int64_t row = 0; row < out.rows; row += RowShape::rows) {
+    for (std::int64_t row = 0; row < out.rows; row += RowShape::rows(out.cols)) {
       SerialTeam<NoState> team(RowShape::members);
       RowShared<K> shared;
       row_block(team, kernel, Out<S>(out), Tile{row, 0, out.rows, out.cols}, shared, sums.into.as<double>());

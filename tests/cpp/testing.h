@@ -72,7 +72,7 @@ inline ModelSpec model_of(std::vector<LayerSpec> layers, DType dtype,
   spec.n_outputs = layers.back().out.size();
   spec.code_layer = static_cast<std::int64_t>(layers.size()) / 2;
   spec.layers = std::move(layers);
-  spec.corruption.kind = "none";
+  spec.corruption = {"none", 0, 0, 0, 1, 1};
   spec.loss = loss;
   spec.loss_reduction = "mean";
   spec.rho_hat_decay = 0.8;
