@@ -100,10 +100,15 @@ void launch_group(std::span<const Mapped> items, cudaStream_t stream) {
 }
 
 // Only updates of parameters are grouped: null elsewhere.
+template <class K>
+constexpr bool is_update = false;
+template <class S, class Step>
+constexpr bool is_update<Update<S, Step>> = true;
+
 using LaunchGroup = void (*)(std::span<const Mapped>, cudaStream_t);
 template <class K>
 constexpr LaunchGroup group_of() {
-  if constexpr (requires { K::moments; })
+  if constexpr (is_update<K>)
     return launch_group<K>;
   else
     return nullptr;
