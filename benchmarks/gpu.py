@@ -1,11 +1,12 @@
 """What does fastsae do on a GPU: is it right, what could the GPU do, and how do a step and a selection compare?
 
-Four stages, each under ten minutes, each with one JSON file in the output folder:
+Five stages, each under ten minutes, each with one JSON file in the output folder:
 
     correctness   pytest of everything that runs on a device, then compute-sanitizer over a short subset
     ceilings      bandwidths, launches and product rates of this GPU
     layered       a training step against PyTorch (eager, compiled, captured), JAX, and its five products alone
     selection     the encoder's top-k against PyTorch's product and torch.topk
+    variants      pytest of layers other than dense ones, noise and penalties; then bench_variants.py on the device
 
     python benchmarks/gpu.py --stage layered [--out benchmarks/results]
 
@@ -36,6 +37,10 @@ from race import Bench, Row, compare, floors, losses, median_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+
+#: Tests of what is not a sparse autoencoder with dense layers, by parts of their files' names.
+VARIANTS = ("contraction", "corruption", "images", "softmax", "variational", "winners")
+
 #: features, hidden, batch, batches; those of the issue's finish lines first.
 MODELS = [(64, 25, 100, 100), (784, 196, 256, 64), (4096, 16384, 4096, 4), (1024, 4096, 4096, 8), (64, 25, 10000, 10)]
 TINY_MODELS = [(8, 5, 10, 6), (20, 12, 16, 4)]
@@ -217,7 +222,31 @@ def run_part(command: list[str], limit: float, environment: dict[str, str], log:
     return {"command": command[1:], "code": code, "seconds": round(time.monotonic() - started, 1), "tail": tail}
 
 
-STAGES = {"correctness": correctness, "ceilings": ceilings, "layered": layered, "selection": selection}
+def variants(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """The tests of the variants on the device, then their steps against others."""
+    device = "cpu" if options.device == "cpu" else "cuda"
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    if device == "cuda":
+        environment["FASTSAE_REQUIRE_CUDA"] = "1"
+    chosen = f"{device} and ({' or '.join(VARIANTS)})"
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
+    several = ["-p", "xdist", "-n", str(min(8, os.cpu_count() or 1))] if importable("xdist") else []
+    parts = {"pytest": run_part([*pytest, *several, "tests"], 0.4 * options.limit, environment, bench.log)}
+    measured = (options.out / f"variants-{device}.json").resolve()
+    command = [sys.executable, "benchmarks/bench_variants.py", "--device", options.device, "--output", str(measured)]
+    seconds = bench.left()
+    command += ["--limit", str(max(1, seconds - 20)), *(["--quick"] if options.quick else [])]
+    parts["bench_variants"] = run_part(command, seconds, dict(os.environ), bench.log)
+    return {"parts": parts, "passed": all(part["code"] == 0 for part in parts.values())}
+
+
+STAGES = {
+    "correctness": correctness,
+    "ceilings": ceilings,
+    "layered": layered,
+    "selection": selection,
+    "variants": variants,
+}
 
 # --- around them ---
 

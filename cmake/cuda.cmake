@@ -43,8 +43,8 @@ file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/generated/fastsae_contract.h" CONTENT
 
 if(FASTSAE_HAS_CUDA)
   add_library(fastsae_cuda MODULE
-    cuda/cuda_backend.cu cuda/map.cu cuda/product.cu cuda/rows.cu cuda/select.cu cuda/small.cu cuda/tensor_product.cu
-    cuda/cublaslt.cpp cpp/core/arena.cpp cpp/core/library.cpp)
+    cuda/cuda_backend.cu cuda/images.cu cuda/map.cu cuda/product.cu cuda/rows.cu cuda/select.cu cuda/small.cu
+    cuda/tensor_product.cu cuda/cublaslt.cpp cpp/core/arena.cpp cpp/core/library.cpp)
   set_target_properties(fastsae_cuda PROPERTIES
     CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
     LIBRARY_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}")

@@ -52,14 +52,26 @@ FS_HD bool idle(const K& kernel) {
 
 struct NoState {};
 
-// A pass that sums columns, or sums nothing: 256 members, 32 columns x 8 lanes, each lane every 8th row.
+// Members lie along a row, as many as it has elements up to 32, and rows share the rest of them: of images with few
+// channels no member is idle.
+struct Lanes {
+  int log;  // of the members along a row
+  FS_HD explicit Lanes(std::int64_t cols) : log(0) {
+    while (log < 5 && (1 << log) < cols) ++log;
+  }
+  FS_HD int along() const { return 1 << log; }
+  FS_HD int row(int member) const { return member >> log; }
+  FS_HD int col(int member) const { return member & (along() - 1); }
+};
+
+// A pass that sums columns, or sums nothing: 256 members for 256 rows of up to 32 columns.
 struct MapShape {
-  static constexpr int cols = 32, lanes = 8, members = cols * lanes, rows = 256;
+  static constexpr int cols = 32, members = 256, rows = 256;
 };
 
 template <class K>
 struct MapShared {
-  typename K::Scalar part[K::sums > 0 ? K::sums : 1][MapShape::lanes][MapShape::cols];
+  typename K::Scalar part[K::sums > 0 ? K::sums : 1][MapShape::members];
 };
 
 // `partial` gets this block's sums: [sums x all columns] doubles of its row of blocks.
@@ -68,12 +80,13 @@ FS_HD void map_block(Team& team, K kernel, Out<S> out, Tile tile, MapShared<K>& 
   constexpr int kSums = K::sums > 0 ? K::sums : 1;
   fetch(kernel);
   if (idle(kernel)) return;
+  const Lanes lanes(tile.cols);
+  const int at_once = MapShape::members >> lanes.log;
   team.phase([&](int member, NoState&) {
-    const int lane = member / MapShape::cols;
-    const std::int64_t col = tile.col + member % MapShape::cols;
+    const std::int64_t col = tile.col + lanes.col(member);
     S sum[kSums] = {};
     if (col < tile.cols) {
-      for (int i = lane; i < MapShape::rows && tile.row + i < tile.rows; i += MapShape::lanes) {
+      for (int i = lanes.row(member); i < MapShape::rows && tile.row + i < tile.rows; i += at_once) {
         const std::int64_t row = tile.row + i;
         S summand[kSums] = {};
         out.put(row, col, kernel(row, col, out.at(row, col), summand));
@@ -82,53 +95,55 @@ FS_HD void map_block(Team& team, K kernel, Out<S> out, Tile tile, MapShared<K>& 
       }
     }
     FS_UNROLL
-    for (int k = 0; k < K::sums; ++k) shared.part[k][lane][member % MapShape::cols] = sum[k];
+    for (int k = 0; k < K::sums; ++k) shared.part[k][member] = sum[k];
   });
   if (K::sums == 0 || partial == nullptr) return;
   team.phase([&](int member, NoState&) {
     const std::int64_t col = tile.col + member;
-    if (member >= MapShape::cols || col >= tile.cols) return;
+    if (member >= lanes.along() || col >= tile.cols) return;
     FS_UNROLL
     for (int k = 0; k < K::sums; ++k) {
       double sum = 0;
-      for (int lane = 0; lane < MapShape::lanes; ++lane)
-        sum += static_cast<double>(shared.part[k][lane][member]);
+      for (int i = member; i < MapShape::members; i += lanes.along())
+        sum += static_cast<double>(shared.part[k][i]);
       partial[k * tile.cols + col] = sum;
     }
   });
 }
 
-// A pass that sums rows: 256 members, 8 rows x 32 lanes, each lane every 32nd column.
+// A pass that sums rows: 256 members, where rows are long 32 of them for each.
 struct RowShape {
-  static constexpr int rows = 8, lanes = 32, members = rows * lanes;
+  static constexpr int members = 256;
+  FS_HD static int rows(std::int64_t cols) { return members >> Lanes(cols).log; }
 };
 
 template <class K>
 struct RowShared {
-  typename K::Scalar part[RowShape::rows][RowShape::lanes];
+  typename K::Scalar part[RowShape::members];
 };
 
 template <class K, class Team, class S = typename K::Scalar>
 FS_HD void row_block(Team& team, K kernel, Out<S> out, Tile tile, RowShared<K>& shared, double* sums) {
   static_assert(K::sums == 1);
   fetch(kernel);
+  const Lanes lanes(tile.cols);
   team.phase([&](int member, NoState&) {
-    const int lane = member % RowShape::lanes;
-    const std::int64_t row = tile.row + member / RowShape::lanes;
+    const std::int64_t row = tile.row + lanes.row(member);
     S sum = 0;
     if (row < tile.rows) {
-      for (std::int64_t col = lane; col < tile.cols; col += RowShape::lanes) {
+      for (std::int64_t col = lanes.col(member); col < tile.cols; col += lanes.along()) {
         S summand;
         out.put(row, col, kernel(row, col, out.at(row, col), &summand));
         sum += summand;
       }
     }
-    shared.part[member / RowShape::lanes][lane] = sum;
+    shared.part[member] = sum;
   });
   team.phase([&](int member, NoState&) {
-    if (member >= RowShape::rows || tile.row + member >= tile.rows) return;
+    if (member >= RowShape::rows(tile.cols) || tile.row + member >= tile.rows) return;
     double sum = 0;
-    for (int lane = 0; lane < RowShape::lanes; ++lane) sum += static_cast<double>(shared.part[member][lane]);
+    for (int i = 0; i < lanes.along(); ++i)
+      sum += static_cast<double>(shared.part[member * lanes.along() + i]);
     sums[tile.row + member] = sum;
   });
 }

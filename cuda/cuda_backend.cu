@@ -154,6 +154,21 @@ class CudaBackend final : public Backend {
                         });
   }
 
+  void unfold(const Windows& windows, Tensor images, Tensor columns) override {
+    use_device();
+    launch_unfold(windows, images, columns, stream_.get());
+  }
+
+  // The kernel as a pass of its own, as after a product of cuBLASLt's: what it reads is in the cache, and the list of
+  // kernels is compiled no second time.
+  void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
+    use_device();
+    Tensor folded = images;
+    if (kernel != nullptr) folded.shadow = nullptr;  // the kernel's pass writes it
+    launch_fold(windows, columns, folded, stream_.get());
+    if (kernel != nullptr) map(images, *kernel, sums);
+  }
+
   void copy(Tensor to, Tensor from) override {
     use_device();
     copy_rows(to, from.data, from.stride, cudaMemcpyDeviceToDevice);

@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(RowShape::members)
     row_kernel(K kernel, Out<typename K::Scalar> out, std::int64_t rows, std::int64_t cols, double* sums) {
   __shared__ RowShared<K> shared;
   BlockTeam<NoState> team;
-  row_block(team, kernel, out, Tile{std::int64_t{blockIdx.x} * RowShape::rows, 0, rows, cols}, shared, sums);
+  row_block(team, kernel, out, Tile{std::int64_t{blockIdx.x} * RowShape::rows(cols), 0, rows, cols}, shared,
+            sums);
 }
 
 // Several tensors in one launch: each block looks up which of them it is of.
@@ -65,7 +66,7 @@ void launch_one(const std::byte* bytes, const Tensor& out, double* sums, cudaStr
   K kernel;
   std::memcpy(&kernel, bytes, sizeof(K));
   if constexpr (K::pass == Pass::row_sum) {
-    row_kernel<K><<<blocks_of(out.rows, RowShape::rows), RowShape::members, 0, stream>>>(
+    row_kernel<K><<<blocks_of(out.rows, RowShape::rows(out.cols)), RowShape::members, 0, stream>>>(
         kernel, Out<S>(out), out.rows, out.cols, sums);
   } else {
     // Rows along x, which alone may have more than 65535 blocks.
@@ -98,11 +99,16 @@ void launch_group(std::span<const Mapped> items, cudaStream_t stream) {
   }
 }
 
-// Passes that read a product or sum something are never grouped: null there.
+// Only updates of parameters are grouped: null elsewhere.
+template <class K>
+constexpr bool is_update = false;
+template <class S, class Step>
+constexpr bool is_update<Update<S, Step>> = true;
+
 using LaunchGroup = void (*)(std::span<const Mapped>, cudaStream_t);
 template <class K>
 constexpr LaunchGroup group_of() {
-  if constexpr (!K::epilogue && K::pass == Pass::each)
+  if constexpr (is_update<K>)
     return launch_group<K>;
   else
     return nullptr;
@@ -163,7 +169,10 @@ void launch_map(const Kernel& kernel, Tensor out, Sums sums, double* partial, cu
 }
 
 void launch_map_each(std::span<const Mapped> items, cudaStream_t stream) {
-  if (!items.empty()) Table<KernelList>::group[items.front().kernel.index](items, stream);
+  if (items.empty()) return;
+  if (const LaunchGroup grouped = Table<KernelList>::group[items.front().kernel.index])
+    return grouped(items, stream);
+  for (const Mapped& item : items) launch_map(item.kernel, item.out, {}, nullptr, stream);
 }
 
 void launch_add_totals(std::span<const Total> totals, cudaStream_t stream) {

@@ -36,6 +36,10 @@ std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 void launch_select(const Tensor& scores, std::int64_t first, const Tensor& values, const Tensor& indices,
                    cudaStream_t stream);
 
+// Each window of the images becomes a row of the columns; each pixel the sum of its places there.
+void launch_unfold(const Windows& windows, const Tensor& images, const Tensor& columns, cudaStream_t stream);
+void launch_fold(const Windows& windows, const Tensor& columns, const Tensor& images, cudaStream_t stream);
+
 void launch_add_totals(std::span<const Total> totals, cudaStream_t stream);
 void launch_fill(const Tensor& to, double value, cudaStream_t stream);
 // Steps of a model that fits into shared memory, of which a block may have `most_shared` bytes; see small_layout.h.

@@ -76,8 +76,8 @@ struct Windows {
   std::int64_t channels, height, width;
   std::int64_t kernel, stride, padding;
   std::int64_t rows, cols;  // windows down and across an image
-  std::int64_t per_image() const { return rows * cols; }
-  std::int64_t size() const { return kernel * kernel * channels; }
+  FS_HD std::int64_t per_image() const { return rows * cols; }
+  FS_HD std::int64_t size() const { return kernel * kernel * channels; }
 };
 
 // The k largest of each row of x weight' + bias and the columns they are in, in the order of kernels/selection.h.

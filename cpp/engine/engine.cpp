@@ -234,7 +234,8 @@ void Engine::begin_step(const Rows& rows) {
     update();
   } else {
     const Batch batch = load(rows, 0, rows.count, training_->batch(), !backend_->reads_host_memory());
-    backend_->step(training_->number << 32 | rows.count, [&] {
+    const bool aimed = rows.of.target.data != nullptr;  // else the target is x, elsewhere in memory
+    backend_->step(training_->number << 33 | std::int64_t{aimed} << 32 | rows.count, [&] {
       model_->begin(memory_, true, true);
       model_->accumulate(batch, true);
       update();

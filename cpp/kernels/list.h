@@ -95,7 +95,7 @@ using KernelsOf = Concat<
     UpdateKernels<S>>;
 // clang-format on
 
-using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRuns>>;
+using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRow>>;
 
 template <class K>
 Kernel as_kernel(const K& k) {

@@ -34,18 +34,25 @@ FS_HD SinCos<float> sincos_quarter(float t) {
       y * (-0.5f + y * (4.16666667e-2f + y * (-1.38888889e-3f + y * (2.48015873e-5f - y * 2.75573192e-7f))));
   return {sine, cosine};
 }
+// CUDA's own take any angle, and for that a kernel's stack.
 FS_HD SinCos<double> sincos_quarter(double t) {
-  // Not libm's, which on a GPU reduces any argument in memory of its own.
   const double x = t * 1.5707963267948966, y = x * x;
-  double sine = 1.0 / 355687428096000, cosine = 1.0 / 20922789888000;
-  sine = sine * y - 1.0 / 1307674368000, cosine = cosine * y - 1.0 / 87178291200;
-  sine = sine * y + 1.0 / 6227020800, cosine = cosine * y + 1.0 / 479001600;
-  sine = sine * y - 1.0 / 39916800, cosine = cosine * y - 1.0 / 3628800;
-  sine = sine * y + 1.0 / 362880, cosine = cosine * y + 1.0 / 40320;
-  sine = sine * y - 1.0 / 5040, cosine = cosine * y - 1.0 / 720;
-  sine = sine * y + 1.0 / 120, cosine = cosine * y + 1.0 / 24;
-  sine = sine * y - 1.0 / 6, cosine = cosine * y - 1.0 / 2;
-  return {x + x * y * sine, 1.0 + y * cosine};
+  double sine = 1 / 355687428096000.0, cosine = 1 / 20922789888000.0;  // 1/17!, 1/16!
+  sine = -1 / 1307674368000.0 + y * sine;
+  cosine = -1 / 87178291200.0 + y * cosine;
+  sine = 1 / 6227020800.0 + y * sine;
+  cosine = 1 / 479001600.0 + y * cosine;
+  sine = -1 / 39916800.0 + y * sine;
+  cosine = -1 / 3628800.0 + y * cosine;
+  sine = 1 / 362880.0 + y * sine;
+  cosine = 1 / 40320.0 + y * cosine;
+  sine = -1 / 5040.0 + y * sine;
+  cosine = -1 / 720.0 + y * cosine;
+  sine = 1 / 120.0 + y * sine;
+  cosine = 1 / 24.0 + y * cosine;
+  sine = -1 / 6.0 + y * sine;
+  cosine = -0.5 + y * cosine;
+  return {x + x * y * sine, 1 + y * cosine};
 }
 
 // Of 2 pi times the word's uniform, reduced in integers.

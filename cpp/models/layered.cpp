@@ -55,7 +55,6 @@ Layered::Layered(const ModelSpec& spec, Backend& backend)
   for (Stage& stage : stages_) {
     if (stage.spec().places_of > 0) stage.places_stage = stage_of_.at(stage.spec().places_of - 1);
   }
-  dense_rows_ = dense_rows_ || output().spec().out.positions() > 1;
   if (softmax_) {
     FS_REQUIRE(spec.loss == CrossEntropy::name, "loss='", spec.loss, "' needs another output than softmax");
     FS_REQUIRE(output().spec().kind == "dense", "layers: softmax needs a dense output layer");
@@ -71,10 +70,11 @@ void Layered::add_stage(const LayerSpec& spec) {
   LayerSpec made = spec;
   made.below = depth() > 0 ? output().spec().out : spec.in;
   const std::string activation = softmax_ ? Identity::name : spec.activation;  // the product leaves logits
-  stages_.push_back({make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty), Winners(spec)});
+  stages_.push_back(
+      {make_layer(made), choose_layer_kernels(spec_.dtype, activation, spec.penalty), Winners(spec)});
   if (stages_.back().layer->places_size(1) > 0) stages_.back().places_stage = depth() - 1;
   channels_last_.push_back(images && spec.out.has_order());
-  dense_rows_ = dense_rows_ || (depth() == 1 && reads_images(spec.kind));
+  dense_rows_ = dense_rows_ || reads_images(spec.kind);  // input, code or output may be images
 }
 
 void Layered::order_as(bool channels_last, const Shape& shape) {

@@ -128,7 +128,7 @@ void Layered::score_from(Index from, Tensor in, Tensor target, Tensor output, Te
   }
   const Tensor of_pixels = shaped(work.losses, in.rows * shape.positions(), 1);
   last.layer->forward({backend_, work.layer}, in, output, {&kernel, {of_pixels}});
-  backend_.map(losses, as_kernel(SumRuns{of_pixels.as<double>(), shape.positions()}), {});
+  backend_.map(shaped(of_pixels, in.rows, shape.positions()), as_kernel(SumRow{}), {losses});
 }
 
 }  // namespace fastsae

@@ -1,236 +1,19 @@
 // The block algorithms of the CUDA backend, played by one thread: whole trainings through them must give what the
-// CPU backend gives. The device of this test also reads nothing between steps, as a GPU.
-#include "blocks.h"
-
+// CPU backend gives.
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <map>
 
 #include "core/error.h"
 #include "engine/engine.h"
-#include "kernels/list.h"
-#include "rows.h"
-#include "select_tiles.h"
-#include "serial_select.h"
+#include "math/low_precision.h"
+#include "serial_device.h"
 #include "testing.h"
 
 namespace {
 
 using namespace fastsae;
 using namespace fastsae::cuda;
-
-constexpr std::int64_t kStepsInFlight = 4;
-
-std::int64_t blocks_of(std::int64_t items, std::int64_t per_block) {
-  return (items + per_block - 1) / per_block;
-}
-
-// The partial sums of a grid, and their addition in block order.
-struct Partials {
-  std::vector<double> values;
-  double* of(std::int64_t block, std::int64_t count) { return values.data() + block * count; }
-  void add(std::int64_t parts, std::int64_t count, const Sums& sums) const {
-    for (std::int64_t i = 0; i < count; ++i) {
-      add_parts(i, values.data(), parts, count, sums.accumulate, sums.into.as<double>());
-    }
-  }
-};
-
-template <class K>
-void map_grid(const std::byte* bytes, const Tensor& out, Sums sums) {
-  using S = typename K::Scalar;
-  K kernel;
-  std::memcpy(&kernel, bytes, sizeof(K));
-  if constexpr (K::pass == Pass::row_sum) {
-    for (std::int64_t row = 0; row < out.rows; row += RowShape::rows) {
-      SerialTeam<NoState> team(RowShape::members);
-      RowShared<K> shared;
-      row_block(team, kernel, Out<S>(out), Tile{row, 0, out.rows, out.cols}, shared, sums.into.as<double>());
-    }
-  } else {
-    const std::int64_t parts = blocks_of(out.rows, MapShape::rows), count = K::sums * out.cols;
-    Partials partial{std::vector<double>(static_cast<std::size_t>(parts * count))};
-    const bool summing = K::sums > 0 && sums.into.exists();
-    for (std::int64_t part = 0; part < parts; ++part) {
-      for (std::int64_t col = 0; col < out.cols; col += MapShape::cols) {
-        SerialTeam<NoState> team(MapShape::members);
-        MapShared<K> shared;
-        map_block(team, kernel, Out<S>(out), Tile{part * MapShape::rows, col, out.rows, out.cols}, shared,
-                  summing ? partial.of(part, count) : nullptr);
-      }
-    }
-    if (summing) partial.add(parts, count, sums);
-  }
-}
-
-template <class K>
-void product_grid(const K& kernel, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
-                  Sums sums) {
-  using S = typename K::Scalar;
-  const std::int64_t parts = blocks_of(out.rows, ProductShape::tile), count = K::sums * out.cols;
-  Partials partial{std::vector<double>(static_cast<std::size_t>(parts * count))};
-  const bool summing = K::sums > 0 && sums.into.exists();
-  for (std::int64_t part = 0; part < parts; ++part) {
-    for (std::int64_t col = 0; col < out.cols; col += ProductShape::tile) {
-      SerialTeam<ProductState<S>> team(ProductShape::members);
-      ProductShared<K> shared;
-      product_block(team, kernel, strided<S>(a, true), strided<S>(b, false), a.cols(), accumulate,
-                    Out<S>(out), Tile{part * ProductShape::tile, col, out.rows, out.cols}, shared,
-                    summing ? partial.of(part, count) : nullptr);
-    }
-  }
-  if (summing) partial.add(parts, count, sums);
-}
-
-void gather_grid(const RowSource& source, const std::int64_t* order, const Tensor& out) {
-  with_element(source.dtype, [&](auto element) {
-    using From = decltype(element);
-    with_scalar(out.dtype, [&](auto s) {
-      using S = decltype(s);
-      for (std::int64_t row = 0; row < out.rows; row += GatherShape::rows) {
-        SerialTeam<NoState> team(GatherShape::members);
-        gather_block(team, OrderedRows<From>(source, order), Out<S>(out), Tile{row, 0, out.rows, out.cols});
-      }
-    });
-  });
-}
-
-std::int64_t search_grid(const RowSource& source, double low, double high) {
-  std::int64_t first = source.rows;
-  with_element(source.dtype, [&](auto element) {
-    using From = decltype(element);
-    for (std::int64_t row = 0; row < source.rows; row += SearchShape::rows) {
-      SerialTeam<NoState> team(SearchShape::members);
-      SearchShared shared;
-      std::int64_t found = 0;
-      search_block(team, OrderedRows<From>(source, nullptr), low, high,
-                   Tile{row, 0, source.rows, source.cols}, shared, &found);
-      first = std::min(first, found);
-    }
-  });
-  return first < source.rows ? first : -1;
-}
-
-using Map = void (*)(const std::byte*, const Tensor&, Sums);
-using Product = void (*)(const std::byte*, const Factor&, const Factor&, const Tensor&, bool, Sums);
-
-template <class K>
-constexpr Product product_of() {
-  if constexpr (K::epilogue && K::pass != Pass::row_sum) {
-    return [](const std::byte* bytes, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
-              Sums sums) {
-      K kernel;
-      std::memcpy(&kernel, bytes, sizeof(K));
-      product_grid(kernel, a, b, out, accumulate, sums);
-    };
-  } else {
-    return nullptr;
-  }
-}
-
-template <class List>
-struct Table;
-template <class... Ks>
-struct Table<TypeList<Ks...>> {
-  static constexpr std::array<Map, sizeof...(Ks)> map{map_grid<Ks>...};
-  static constexpr std::array<Product, sizeof...(Ks)> product{product_of<Ks>()...};
-};
-
-class SerialDevice final : public Backend {
- public:
-  bool reads_host_memory() const override { return false; }
-  bool wants_shadows() const override { return false; }
-  Place place() const override { return {2, 0}; }
-  void* stream() const override { return nullptr; }
-  void finish() noexcept override {}
-  std::size_t free_memory() const override { return std::size_t{1} << 30; }
-  FetchRows fetch_rows() const override { return nullptr; }
-  Memory allocate(std::size_t bytes) override {
-    return Memory(std::calloc(bytes + 1, 1), [](void* p) { std::free(p); });
-  }
-  void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
-    used(a.tensor, b.tensor, out);
-    const Product fused = kernel == nullptr ? nullptr : Table<KernelList>::product[kernel->index];
-    if (fused != nullptr) return fused(kernel->bytes, a, b, out, accumulate, sums);
-    with_scalar(out.dtype, [&](auto s) { product_grid(Keep<decltype(s)>{}, a, b, out, accumulate, {}); });
-    if (kernel != nullptr) map(out, *kernel, sums);
-  }
-  void map(Tensor out, const Kernel& kernel, Sums sums) override {
-    used(out, {}, sums.into);
-    Table<KernelList>::map[kernel.index](kernel.bytes, out, sums);
-  }
-  void encode_select(const Selection& selection) override {
-    // The least tile there is, so that it takes several.
-    const DType dtype = selection.x.dtype;
-    const ScoreTile tile = score_tile(selection.x.rows, selection.weight.rows, dtype, 1);
-    const Memory scratch = allocate(tile.bytes(dtype));
-    for_each_score_tile(selection, tile, scratch.get(),
-                        [&](const Selection& part, const Tensor& scores, std::int64_t first) {
-                          score(*this, part, scores);
-                          select_grid(scores, first, part.values, part.indices);
-                        });
-  }
-  void copy(Tensor to, Tensor from) override {
-    for (std::int64_t row = 0; row < from.rows; ++row) {
-      std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
-    }
-  }
-  void fill(Tensor to, double value) override {
-    with_scalar(to.dtype, [&](auto s) {
-      using S = decltype(s);
-      for (std::int64_t row = 0; row < to.rows; ++row) {
-        for (std::int64_t col = 0; col < to.cols; ++col) to.view<S>()(row, col) = static_cast<S>(value);
-      }
-    });
-  }
-  void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {
-    if (source.on_device) return gather_grid(source, order, out);
-    const ConvertRow convert = row_converter(source.dtype, out.dtype);
-    for (std::int64_t row = 0; row < out.rows; ++row) {
-      convert(source.row(order == nullptr ? row : order[row]), out.slice_rows(row, 1).data, out.cols);
-    }
-  }
-  std::int64_t first_row_outside(const RowSource& source, double low, double high) override {
-    return search_grid(source, low, high);
-  }
-  void read(const Tensor& from, void* to) override {
-    copy({to, from.rows, from.cols, from.cols, from.dtype}, from);
-  }
-  void write(const Tensor& to, const void* from) override {
-    copy(to, {const_cast<void*>(from), to.rows, to.cols, to.cols, to.dtype});
-  }
-  void map_each(std::span<const Mapped> items) override {
-    for (const Mapped& item : items) map(item.out, item.kernel, {});
-  }
-  void add_totals(std::span<const Total> totals) override {
-    SerialTeam<NoState> team(TotalShape::members);
-    TotalShared shared;
-    for (const Total& total : totals) {
-      total_block(team, total.of.view<const double>(), total.of.rows, total.of.cols, total.scale, shared,
-                  total.to);
-    }
-  }
-  // A record of a step holds addresses: each run of a key must use those of its first.
-  void step(std::int64_t key, const std::function<void()>& body) override {
-    addresses_.clear();
-    body();
-    const auto [first, fresh] = recorded_.emplace(key, addresses_);
-    FS_REQUIRE(fresh || first->second == addresses_, "a step uses other memory than when it was recorded");
-  }
-  std::int64_t steps_in_flight() const override { return kStepsInFlight; }
-  void poll() override {}
-
- private:
-  void used(const Tensor& a, const Tensor& b, const Tensor& c) {
-    for (const Tensor* tensor : {&a, &b, &c}) addresses_.push_back(tensor->data);
-  }
-
-  std::vector<const void*> addresses_;
-  std::map<std::int64_t, std::vector<const void*>> recorded_;
-};
 
 // More than one block in each direction, and none of them whole.
 constexpr std::int64_t kFeatures = 70, kHidden = 67, kRows = 611, kBatch = 300;
@@ -250,25 +33,17 @@ struct Case {
   bool tied, moving;
 };
 
-ModelSpec model_of(const Case& c) {
-  ModelSpec spec{};
-  spec.n_features = kFeatures;
-  spec.layers = {{kHidden, c.activation, c.penalty, 0.3, 0.1}, {kFeatures, c.output, "none", 0.0, 0.1}};
-  spec.code_layer = 1;
-  spec.loss = c.loss;
-  spec.loss_reduction = "mean";
+ModelSpec spec_of(const Case& c) {
+  ModelSpec spec = classic_model(DType::f64, kFeatures, kHidden, c.activation, c.penalty, c.output, c.loss);
   spec.tied = c.tied;
-  spec.weight_decay = 1e-3;
   spec.decoupled_decay = std::string(c.optimizer) == "adamw";
   spec.moving_rho_hat = c.moving;
-  spec.rho_hat_decay = 0.8;
-  spec.dtype = DType::f64;
   return spec;
 }
 
 std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backend) {
-  auto engine = std::make_unique<Engine>(
-      model_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3}, std::move(backend), 0);
+  auto engine = std::make_unique<Engine>(spec_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8},
+                                         std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const char* name : {"W1", "b1", "W2", "b2"}) {
     if (c.tied && std::string(name) == "W2") continue;
@@ -281,14 +56,14 @@ std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backen
 
 void trains_as_the_cpu(const Case& c) {
   const std::string name = text(c.activation, " ", c.penalty, " ", c.output, " ", c.loss, " ", c.optimizer);
-  const auto serial = engine_of(c, std::make_unique<SerialDevice>());
+  const auto serial = engine_of(c, serial_device());
   const auto cpu = engine_of(c, make_backend("cpu", Precision::full, {}));
   const std::vector<double> data = numbers(kRows * kFeatures, 1), weights = numbers(kRows, 2);
   const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
   const std::vector<std::int64_t> order = some_order();
   for (Engine* engine : {serial.get(), cpu.get()}) {
     for (const std::int64_t* rows : {order.data(), static_cast<const std::int64_t*>(nullptr)}) {
-      for (int epoch = 0; epoch < 2; ++epoch) engine->run(x, weights.data(), rows, kRows, kBatch);
+      for (int epoch = 0; epoch < 2; ++epoch) engine->run({x, weights.data()}, rows, kRows, kBatch);
     }
   }
   check(serial->steps() == 12 && cpu->steps() == 12, name + ": steps");
@@ -305,7 +80,7 @@ void trains_as_the_cpu(const Case& c) {
     losses[which].resize(kRows);
     engine->encode(x, codes[which].data());
     engine->reconstruct(x, outputs[which].data());
-    engine->score(x, losses[which].data());
+    engine->score(x, x, losses[which].data());
     ++which;
   }
   const auto close = [](const std::vector<double>& p, const std::vector<double>& q) {
@@ -321,15 +96,15 @@ void trains_as_the_cpu(const Case& c) {
 // The bad row is in the 6th of 10 steps, in the middle of those in flight: five steps count, no later one does.
 void a_bad_row_stops_the_steps_after_it() {
   const Case c{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, true};
-  const auto serial = engine_of(c, std::make_unique<SerialDevice>());
-  const auto alone = engine_of(c, std::make_unique<SerialDevice>());
+  const auto serial = engine_of(c, serial_device());
+  const auto alone = engine_of(c, serial_device());
   std::vector<double> data = numbers(kRows * kFeatures, 1);
   const RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64};
-  alone->run(x, nullptr, nullptr, 250, 50);
+  alone->run({x}, nullptr, 250, 50);
   data[270 * kFeatures + 3] = std::nan("");
   std::string message;
   try {
-    serial->run(x, nullptr, nullptr, 500, 50);
+    serial->run({x}, nullptr, 500, 50);
   } catch (const ValueError& error) {
     message = error.what();
   }
@@ -346,16 +121,16 @@ void selects_from_an_encoder(bool biased) {
   std::vector<double> scores(rows * latents), values(rows * k);
   std::vector<std::int32_t> indices(rows * k);
   for (double& value : weight) value -= 0.5;
-  SerialDevice device;
+  const std::unique_ptr<Backend> device = serial_device();
   Selection selection;
   selection.x = {x.data(), rows, width, width, DType::f64};
   selection.weight = {weight.data(), latents, width, width, DType::f64};
   if (biased) selection.bias = {bias.data(), 1, latents, latents, DType::f64};
   selection.values = {values.data(), rows, k, k, DType::f64};
   selection.indices = {indices.data(), rows, k, k, DType::i32};
-  device.encode_select(selection);
-  device.product({selection.x}, {selection.weight, true}, {scores.data(), rows, latents, latents, DType::f64},
-                 false, nullptr, {});
+  device->encode_select(selection);
+  device->product({selection.x}, {selection.weight, true},
+                  {scores.data(), rows, latents, latents, DType::f64}, false, nullptr, {});
   bool same = true;
   for (std::int64_t row = 0; row < rows; ++row) {
     double* own = scores.data() + row * latents;
@@ -404,18 +179,18 @@ void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
   const std::vector<std::int64_t> order = some_order();
   for (const double* w : {static_cast<const double*>(nullptr), weights.data()}) {
     for (const std::int64_t* rows : {static_cast<const std::int64_t*>(nullptr), order.data()}) {
-      const auto a = engine_of(c, std::make_unique<SerialDevice>());
-      const auto b = engine_of(c, std::make_unique<SerialDevice>());
+      const auto a = engine_of(c, serial_device());
+      const auto b = engine_of(c, serial_device());
       for (int epoch = 0; epoch < 2; ++epoch) {
-        a->run(host, w, rows, kRows, 100);
-        b->run(device, w, rows, kRows, 100);
+        a->run({host, w}, rows, kRows, 100);
+        b->run({device, w}, rows, kRows, 100);
       }
       check(a->steps() == 14 && same_bits(*a, *b), name + "training");
       check(a->metrics().sums.loss() == b->metrics().sums.loss(), name + "metrics");
-      const Cost p = a->gradient(host, w), q = b->gradient(device, w);
+      const Cost p = a->gradient({host, w}), q = b->gradient({device, w});
       check(p.loss() == q.loss() && p.gradient_norm == q.gradient_norm && same_bits(*a, *b),
             name + "gradient");
-      check(a->evaluate(host, w).loss() == b->evaluate(device, w).loss(), name + "evaluation");
+      check(a->evaluate({host, w}).loss() == b->evaluate({device, w}).loss(), name + "evaluation");
       std::vector<double> from_host(kRows * kHidden), from_device(kRows * kHidden), losses(kRows),
           others(kRows);
       a->encode(host, from_host.data());
@@ -423,8 +198,8 @@ void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
       check(from_host == from_device, name + "codes, written in place");
       b->encode(device, from_device.data());
       check(from_host == from_device, name + "codes, brought to the host");
-      a->score(host, losses.data());
-      b->score(device, others.data());
+      a->score(host, host, losses.data());
+      b->score(device, device, others.data());
       check(losses == others, name + "scores");
       std::vector<double> taken(kRows * kFeatures), same(kRows * kFeatures);
       a->take(host, rows, {taken.data(), kRows, kFeatures, kFeatures, DType::f64});
@@ -436,7 +211,7 @@ void rows_on_the_device_give_the_same_bits(DType dtype, std::int64_t stride) {
 
 void a_bad_row_on_the_device_is_named() {
   const Case c{"sigmoid", "kl", "sigmoid", "squared_error", "adam", false, true};
-  const auto engine = engine_of(c, std::make_unique<SerialDevice>());
+  const auto engine = engine_of(c, serial_device());
   std::vector<double> data = numbers(kRows * kFeatures, 1);
   RowSource x{data.data(), kRows, kFeatures, kFeatures * 8, DType::f64, true};
   check(engine->first_row_outside(x, 0, 1) == -1, "all rows are inside");
@@ -448,7 +223,7 @@ void a_bad_row_on_the_device_is_named() {
     const std::int64_t steps = engine->steps();
     std::string message;
     try {
-      engine->run(x, nullptr, order.data(), kRows, 40);
+      engine->run({x}, order.data(), kRows, 40);
     } catch (const ValueError& error) {
       message = error.what();
     }

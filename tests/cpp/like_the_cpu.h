@@ -23,6 +23,12 @@ class LikeTheCpu : public Backend {
   void map(Tensor out, const Kernel& kernel, Sums sums) override { cpu_->map(out, kernel, sums); }
   void map_each(std::span<const Mapped> items) override { cpu_->map_each(items); }
   void encode_select(const Selection& selection) override { cpu_->encode_select(selection); }
+  void unfold(const Windows& windows, Tensor images, Tensor columns) override {
+    cpu_->unfold(windows, images, columns);
+  }
+  void fold(const Windows& windows, Tensor columns, Tensor images, const Kernel* kernel, Sums sums) override {
+    cpu_->fold(windows, columns, images, kernel, sums);
+  }
   void copy(Tensor to, Tensor from) override { cpu_->copy(to, from); }
   void fill(Tensor to, double value) override { cpu_->fill(to, value); }
   void gather(const RowSource& source, const std::int64_t* order, Tensor out) override {

@@ -278,15 +278,8 @@ class RoundedDevice final : public LikeTheCpu {
 // What steps of gradient descent change in all parameters, one after the other.
 std::vector<double> trained(std::unique_ptr<Backend> backend) {
   constexpr std::int64_t kFeatures = 70, kHidden = 67, kRows = 150;
-  ModelSpec spec{};
-  spec.n_features = kFeatures;
-  spec.layers = {{kHidden, "sigmoid", "kl", 0.3, 0.1}, {kFeatures, "identity", "none", 0.0, 0.1}};
-  spec.code_layer = 1;
-  spec.loss = "squared_error";
-  spec.loss_reduction = "mean";
-  spec.weight_decay = 1e-3;
-  spec.dtype = DType::f32;
-  Engine engine(spec, OptimizerSpec{"sgd", 0.1, 0.9, 0.9, 0.999, 1e-8, 0}, std::move(backend), 0);
+  const ModelSpec spec = classic_model(DType::f32, kFeatures, kHidden, "sigmoid", "kl", "identity");
+  Engine engine(spec, OptimizerSpec{"sgd", 0.1, 0.9, 0.9, 0.999, 1e-8}, std::move(backend), 0);
   const std::vector<std::string> names{"W1", "b1", "W2", "b2"};
   std::vector<float> before, after;
   for (const std::string& name : names) {
@@ -297,7 +290,7 @@ std::vector<double> trained(std::unique_ptr<Backend> backend) {
   }
   Matrix x(kRows, kFeatures, 0, 11);
   const RowSource rows{x.values.data(), kRows, kFeatures, kFeatures * 4, DType::f32};
-  for (int epoch = 0; epoch < 4; ++epoch) engine.run(rows, nullptr, nullptr, kRows, 50);
+  for (int epoch = 0; epoch < 4; ++epoch) engine.run({rows}, nullptr, kRows, 50);
   for (const std::string& name : names) {
     std::vector<float> values(static_cast<std::size_t>(engine.tensor(name).size()));
     engine.read(name, values.data());

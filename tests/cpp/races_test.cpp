@@ -11,6 +11,7 @@
 #include "blocks.h"
 #include "core/error.h"
 #include "emulated_cores.h"
+#include "images.h"
 #include "kernels/list.h"
 #include "rows.h"
 #include "select.h"
@@ -167,6 +168,50 @@ void rows() {
                                    });
 }
 
+template <class S>
+void windows() {
+  constexpr std::int64_t images = 3, channels = 5, side = 7, across = 4;
+  const Windows over{channels, side, side, 3, 2, 1, across, across};
+  const std::int64_t pixels = images * side * side, count = images * over.per_image();
+  const auto image = rough_numbers<S>(pixels * channels, 10),
+             column = rough_numbers<S>(count * over.size(), 11);
+  same_bits<NoState, UnfoldShared>("unfold", WindowShape::members, std::vector<S>(count * over.size(), 2), 0,
+                                   [&](auto& team, auto& shared, auto& to, auto&) {
+                                     unfold_block(team, over, image.data(),
+                                                  Out<S>(View<S>{to.data(), over.size()}, nullptr),
+                                                  Tile{5, 0, count, over.size()}, 30, shared);
+                                   });
+  same_bits<NoState, FoldShared>("fold", WindowShape::members, std::vector<S>(pixels * channels, 2), 0,
+                                 [&](auto& team, auto& shared, auto& to, auto&) {
+                                   fold_block(team, over, View<const S>{column.data(), over.size()},
+                                              Out<S>(View<S>{to.data(), channels}, nullptr),
+                                              Tile{9, 0, pixels, channels}, 100, shared);
+                                 });
+}
+
+// A pass that writes four runs of each row, over few columns: several rows for each 32 members.
+template <class S>
+void noise() {
+  constexpr std::int64_t rows = 70, cols = 18, run = 5;
+  const auto clean = rough_numbers<S>(rows * cols, 12);
+  std::vector<double> numbers(rows);
+  for (std::int64_t i = 0; i < rows; ++i) numbers[static_cast<std::size_t>(i)] = static_cast<double>(i * 3);
+  StepScalars step{};
+  step.seed = 4, step.epoch = 2;
+  same_bits<NoState, MapShared<AddNormals<S, false>>>(
+      "noise", MapShape::members, std::vector<S>(rows * cols, 9), 0,
+      [&](auto& team, auto& shared, auto& to, auto&) {
+        const View<S> noisy{to.data(), cols};
+        AddNormals<S, false> add{
+            {{clean.data(), cols}, noisy, cols, run, Stream::corruption, numbers.data(), &step},
+            0.25,
+            nullptr};
+        add.load();
+        map_block(team, add, Out<S>(noisy, nullptr), Tile{0, 0, rows, run}, shared,
+                  static_cast<double*>(nullptr));
+      });
+}
+
 }  // namespace
 
 int main() {
@@ -176,6 +221,10 @@ int main() {
   tensor_products<EmulatedBf16, SmallTile>();
   tensor_products<EmulatedTf32, LargeTile>();
   tensor_products<EmulatedBf16, LargeTile>();
+  windows<float>();
+  windows<double>();
+  noise<float>();
+  noise<double>();
   totals();
   const std::int32_t selections[][3] = {{5001, 9000, 70}, {600, 9000, 512}, {1, 5000, 1}};
   for (const auto& [first, cols, k] : selections) {

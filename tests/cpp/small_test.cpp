@@ -75,18 +75,11 @@ struct Case {
 };
 
 std::unique_ptr<Engine> engine_of(const Case& c, DType dtype, std::unique_ptr<Backend> backend) {
-  ModelSpec spec{};
-  spec.n_features = c.features;
-  spec.layers = {{c.hidden, c.activation, c.penalty, 0.3, 0.1}, {c.features, c.output, "none", 0.0, 0.1}};
-  spec.code_layer = 1;
-  spec.loss = c.loss;
-  spec.loss_reduction = "mean";
-  spec.weight_decay = 1e-2;
+  ModelSpec spec = classic_model(dtype, c.features, c.hidden, c.activation, c.penalty, c.output, c.loss);
+  for (LayerSpec& layer : spec.layers) layer.weight_decay = 1e-2;
   spec.decoupled_decay = std::string(c.optimizer) == "adamw";
   spec.moving_rho_hat = c.moving;
-  spec.rho_hat_decay = 0.8;
-  spec.dtype = dtype;
-  auto engine = std::make_unique<Engine>(spec, OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-2},
+  auto engine = std::make_unique<Engine>(spec, OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8},
                                          std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const char* name : {"W1", "b1", "W2", "b2"}) {
@@ -121,7 +114,7 @@ void trains_as_the_cpu(const Case& c, DType dtype = DType::f64, std::int64_t mos
   for (std::int64_t i = 0; i < c.rows; ++i) order[static_cast<std::size_t>(i)] = (i * 5 + 3) % c.rows;
   for (Engine* engine : {small.get(), cpu.get()}) {
     for (int epoch = 0; epoch < 3; ++epoch)
-      engine->run(x, c.weighted ? weights.data() : nullptr, order.data(), c.rows, c.batch);
+      engine->run({x, c.weighted ? weights.data() : nullptr}, order.data(), c.rows, c.batch);
   }
   const std::int64_t steps = 3 * ((c.rows + c.batch - 1) / c.batch);
   check(small->steps() == steps && cpu->steps() == steps, c.name() + ": steps");
@@ -177,7 +170,7 @@ void threads_give_the_same_bits() {
   const std::vector<double> data = numbers(c.rows * c.features, 1), weights = numbers(c.rows, 2);
   const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
   for (Engine* engine : {serial.get(), threads.get()})
-    engine->run(x, weights.data(), nullptr, c.rows, c.batch);
+    engine->run({x, weights.data()}, nullptr, c.rows, c.batch);
   check(largest_difference(*serial, *threads) == 0, "threads: parameters, state and gradients");
   check(same_metrics(serial->metrics(), threads->metrics(), 0), "threads: metrics");
 }
@@ -190,12 +183,12 @@ void a_bad_row_stops_the_steps_after_it(std::int64_t most) {
   const auto alone = engine_of(c, DType::f64, std::make_unique<SmallDevice>(most));
   std::vector<double> data = numbers(c.rows * c.features, 1);
   const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
-  alone->run(x, nullptr, nullptr, 50, 10);
+  alone->run({x}, nullptr, 50, 10);
   const double good = data[54 * 9 + 3];
   data[54 * 9 + 3] = std::nan("");
   std::string message;
   try {
-    small->run(x, nullptr, nullptr, 100, 10);
+    small->run({x}, nullptr, 100, 10);
   } catch (const ValueError& error) {
     message = error.what();
   }
@@ -204,7 +197,7 @@ void a_bad_row_stops_the_steps_after_it(std::int64_t most) {
   check(same_metrics(small->metrics(), alone->metrics(), 0), "their costs, and no other");
   check(largest_difference(*small, *alone, false) == 0, "the model is that of the last good step");
   data[54 * 9 + 3] = good;
-  for (Engine* engine : {small.get(), alone.get()}) engine->run(x, nullptr, nullptr, 100, 10);
+  for (Engine* engine : {small.get(), alone.get()}) engine->run({x}, nullptr, 100, 10);
   check(small->steps() == 15 && largest_difference(*small, *alone) == 0, "training goes on after it");
 }
 
@@ -219,7 +212,7 @@ void weightless_batches_are_skipped() {
   for (std::size_t i : {0, 20, 30, 50})
     std::fill_n(weights.begin() + static_cast<std::ptrdiff_t>(i), 10, 0.0);
   const RowSource x{data.data(), c.rows, c.features, c.features * 8, DType::f64};
-  for (Engine* engine : {small.get(), cpu.get()}) engine->run(x, weights.data(), nullptr, 60, 10);
+  for (Engine* engine : {small.get(), cpu.get()}) engine->run({x, weights.data()}, nullptr, 60, 10);
   check(small->steps() == 2 && small->metrics().rows == 60, "two batches have weight");
   check(largest_difference(*small, *cpu) < 1e-12, "batches without weight change nothing");
 }
@@ -232,8 +225,7 @@ void others_take_the_general_path() {
   const SmallDevice& seen = *device;
   const auto large = engine_of(c, DType::f64, std::move(device));
   const std::vector<double> data = numbers(c.rows * c.features, 1);
-  large->run({data.data(), c.rows, c.features, c.features * 8, DType::f64}, nullptr, nullptr, c.rows,
-             c.batch);
+  large->run({{data.data(), c.rows, c.features, c.features * 8, DType::f64}}, nullptr, c.rows, c.batch);
   check(seen.steps_taken == 0 && seen.general_steps == 5 && large->steps() == 5, "a large model");
 }
 

@@ -39,20 +39,16 @@ struct Cancelled : std::runtime_error {
 constexpr std::int64_t kFeatures = 72, kHidden = 100, kRows = 1500, kBatch = 256;
 
 ModelSpec model_spec(DType dtype) {
-  ModelSpec spec{};
-  spec.n_features = kFeatures;
-  spec.layers = {{kHidden, "sigmoid", "kl", 3.0, 0.05}, {kFeatures, "identity", "none", 0.0, 0.05}};
-  spec.code_layer = 1;
-  spec.loss = "squared_error";
+  ModelSpec spec = classic_model(dtype, kFeatures, kHidden, "sigmoid", "kl", "identity");
+  spec.layers[0].beta = 3;
+  spec.layers[0].rho = 0.05;
   spec.loss_reduction = "ufldl";
-  spec.weight_decay = 1e-3;
   spec.moving_rho_hat = true;
   spec.rho_hat_decay = 0.9;
-  spec.dtype = dtype;
   return spec;
 }
 
-const OptimizerSpec kAdam{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 1e-3};
+const OptimizerSpec kAdam{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8};
 
 using Bytes = std::vector<std::byte>;
 
@@ -81,7 +77,7 @@ struct Fixture {
 
   RowSource rows() const { return {x.data(), kRows, kFeatures, kFeatures * sizeof(S), dtype_of<S>}; }
   void train(int epochs = 1) {
-    for (int i = 0; i < epochs; ++i) engine.run(rows(), nullptr, order.data(), kRows, kBatch);
+    for (int i = 0; i < epochs; ++i) engine.run({rows()}, order.data(), kRows, kBatch);
   }
   std::vector<S> encode() const {
     std::vector<S> code(static_cast<std::size_t>(kRows * kHidden));
@@ -147,9 +143,9 @@ void training_is_equal_for_any_number_of_threads() {
   for (const int threads : {1, 2, 4}) {
     set_num_threads(threads);
     Fixture<S> f;
-    const double before = f.engine.evaluate(f.rows(), nullptr).loss();
+    const double before = f.engine.evaluate({f.rows()}).loss();
     f.train(3);
-    check(f.engine.evaluate(f.rows(), nullptr).loss() < 0.8 * before, "training lowers the cost");
+    check(f.engine.evaluate({f.rows()}).loss() < 0.8 * before, "training lowers the cost");
     if (first.empty()) first = tensors_of(f.engine);
     check(first == tensors_of(f.engine), "training gives the same bits for any number of threads");
   }
@@ -203,8 +199,7 @@ void cancelling_changes_nothing() {
   int cancelled = 0;
   for (; cancelled < 1000; ++cancelled) {
     f.polls_left = cancelled;
-    const bool stopped =
-        throws<Cancelled>([&] { f.engine.run(f.rows(), nullptr, f.order.data(), kBatch, kBatch); });
+    const bool stopped = throws<Cancelled>([&] { f.engine.run({f.rows()}, f.order.data(), kBatch, kBatch); });
     f.polls_left = -1;
     if (!stopped || f.engine.steps() != steps) break;
     auto after = tensors_of(f.engine);
@@ -213,7 +208,7 @@ void cancelling_changes_nothing() {
     }
   }
   check(cancelled >= 5 && f.engine.steps() == steps + 1, "a step is polled between blocks, and gets through");
-  undisturbed.engine.run(f.rows(), nullptr, f.order.data(), kBatch, kBatch);
+  undisturbed.engine.run({f.rows()}, f.order.data(), kBatch, kBatch);
   check(tensors_of(f.engine) == tensors_of(undisturbed.engine), "training goes on as if never cancelled");
 
   f.polls_left = 1;
@@ -240,8 +235,7 @@ void bad_rows_change_nothing() {
   x[5 * kFeatures + 3] = std::numeric_limits<float>::quiet_NaN();
   RowSource rows = f.rows();
   rows.data = x.data();
-  check(throws<ValueError>([&] { f.engine.run(rows, nullptr, nullptr, kBatch, kBatch); }),
-        "NaN is a ValueError");
+  check(throws<ValueError>([&] { f.engine.run({rows}, nullptr, kBatch, kBatch); }), "NaN is a ValueError");
   auto after = tensors_of(f.engine);
   for (const char* name : {"W1", "b1", "W2", "b2", "first_moment.W1", "second_moment.W1", "rho_hat1"}) {
     check(after[name] == before.at(name), "a batch with NaN changes nothing");

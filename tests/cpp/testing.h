@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
@@ -46,6 +47,49 @@ std::vector<S> numbers(std::int64_t count, std::uint32_t seed, double low = 0) {
   std::vector<S> values(static_cast<std::size_t>(count));
   for (S& value : values) value = static_cast<S>(source.between(low, 1));
   return values;
+}
+
+// A layer of units that all others see, without a penalty.
+inline LayerSpec dense(std::int64_t number, std::int64_t in, std::int64_t out,
+                       const std::string& activation) {
+  LayerSpec layer{};
+  layer.kind = "dense";
+  layer.number = number;
+  layer.in.channels = in;
+  layer.out.channels = out;
+  layer.activation = activation;
+  layer.penalty = "none";
+  layer.rho = 0.1;
+  layer.weight_decay = 1e-3;
+  return layer;
+}
+
+// A list of layers whose middle is the code.
+inline ModelSpec model_of(std::vector<LayerSpec> layers, DType dtype,
+                          const std::string& loss = "squared_error") {
+  ModelSpec spec{};
+  spec.n_features = layers.front().in.size();
+  spec.n_outputs = layers.back().out.size();
+  spec.code_layer = static_cast<std::int64_t>(layers.size()) / 2;
+  spec.layers = std::move(layers);
+  spec.corruption = {"none", 0, 0, 0, 1, 1};
+  spec.loss = loss;
+  spec.loss_reduction = "mean";
+  spec.rho_hat_decay = 0.8;
+  spec.dtype = dtype;
+  return spec;
+}
+
+// One sparse hidden layer.
+inline ModelSpec classic_model(DType dtype, std::int64_t features, std::int64_t hidden,
+                               const std::string& activation = "sigmoid", const std::string& penalty = "kl",
+                               const std::string& output = "sigmoid",
+                               const std::string& loss = "squared_error") {
+  ModelSpec spec =
+      model_of({dense(1, features, hidden, activation), dense(2, hidden, features, output)}, dtype, loss);
+  spec.layers[0].penalty = penalty;
+  spec.layers[0].beta = 0.3;
+  return spec;
 }
 
 inline std::vector<double> values_of(const Engine& engine, const std::string& name) {
