@@ -451,9 +451,9 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for key, value, says in (
         ("class", "SparseAutoencoder", "its layers are not those"),
-        ("extra", '{"takes_images": 3}', "extra"),
-        ("extra", "{}", "extra"),
-        ("extra", "[]", "extra"),
+        ("more", '{"takes_images": 3}', "more"),
+        ("more", "{}", "more"),
+        ("more", "[]", "more"),
     ):
         save_file(tensors, path, {**header, key: value})
         with pytest.raises(ValueError, match=says):

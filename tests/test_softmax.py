@@ -53,10 +53,10 @@ def check(config: Config, device: str, n: int = N, weighted: bool = False, chunk
     engine = make_engine(config, parameters, device, chunk, started=True)
     exact, plain = references(config, parameters, started=True)
     parts, norm_parts = engine.gradient(X, w, targets=T), engine.evaluate(X, w, targets=T)
-    expected, gradients = exact.value_and_gradient(X, w, T)
-    plain_expected, plain_gradients = plain.value_and_gradient(X, w, T)
+    expected, gradients = exact.value_and_gradient(X, w, targets=T)
+    plain_expected, plain_gradients = plain.value_and_gradient(X, w, targets=T)
     assert_parts(parts, expected, plain_expected, config.dtype)
-    assert_parts(norm_parts, exact.evaluate(X, w, T), plain.evaluate(X, w, T), config.dtype)
+    assert_parts(norm_parts, exact.evaluate(X, w, targets=T), plain.evaluate(X, w, targets=T), config.dtype)
     for name, g in gradients.items():
         # Elements of y - x are differences of numbers up to 1.
         floor = float(np.abs(exact.forward(X)[-2][1]).max()) / n if name == "W2" else 0.0
@@ -65,7 +65,7 @@ def check(config: Config, device: str, n: int = N, weighted: bool = False, chunk
     code = single(exact.encode(X))
     assert_near("decode", engine.decode(code), exact.decode(code), plain.decode(code), config.dtype)
     assert_near("score", engine.score(X, T), exact.row_losses(X, T), plain.row_losses(X, T), config.dtype)
-    assert_near("score_code", engine.score_code(code, T), exact._row_losses(T, exact._run(code, range(2, 3))),
+    assert_near("score_code", engine.score_code(code, T), exact._row_losses(T, exact._run(code, range(2, 3))[-1], np.ones_like(T)),
                 plain._row_losses(T.astype(plain.dtype), plain._run(code, range(2, 3))), config.dtype)  # fmt: skip
 
 
@@ -80,14 +80,14 @@ def test_reference_gradient_is_the_slope_of_the_cost(reduction: str) -> None:
     reference.set(parameters_for(config))
     X, w = data(N, D), weights_for(N)
     for T in (distributions(N, CLASSES), data(N, CLASSES, 3)):
-        gradients = reference.value_and_gradient(X, w, T)[1]
+        gradients = reference.value_and_gradient(X, w, targets=T)[1]
         for name, p in reference.parameters.items():
             for i in range(0, p.size, 3):
                 costs = []
                 for move in (-1e-5, 1e-5):
                     before = p.flat[i]
                     p.flat[i] += move
-                    costs.append(reference.evaluate(X, w, T)["loss"])
+                    costs.append(reference.evaluate(X, w, targets=T)["loss"])
                     p.flat[i] = before
                 assert gradients[name].flat[i] == pytest.approx((costs[1] - costs[0]) / 2e-5, abs=1e-9)
 
@@ -139,7 +139,7 @@ def test_training(optimizer: str, dtype: str, device: str) -> None:
         T = distributions(n, CLASSES, seed)
         engine.reset_metrics()
         engine.step(*batch, targets=T)
-        losses = engine.metrics()["loss"], exact.step(*batch, T)["loss"], plain.step(*batch, T)["loss"]
+        losses = engine.metrics()["loss"], exact.step(*batch, targets=T)["loss"], plain.step(*batch, targets=T)["loss"]
         assert_near("loss", *losses, dtype, trained=True)
     for name, p in exact.parameters.items():
         assert_near(name, engine.get(name), p, plain.parameters[name], dtype, trained=True)

@@ -119,7 +119,6 @@ class LayerConfig(Layer):
         """See `Layer.validate`."""
         check_integer(where + "units", self.units, 1)
         check_penalty(self, where, is_last, OUTPUT_ACTIVATIONS if is_last else ACTIVATIONS)
-        check_penalty(self, where, is_last)
         check_winners(self, where, ("", "lifetime"), is_last)
 
     def mirrors(self, other: Layer) -> bool:
