@@ -65,8 +65,11 @@ def check(config: Config, device: str, n: int = N, weighted: bool = False, chunk
     code = single(exact.encode(X))
     assert_near("decode", engine.decode(code), exact.decode(code), plain.decode(code), config.dtype)
     assert_near("score", engine.score(X, T), exact.row_losses(X, T), plain.row_losses(X, T), config.dtype)
-    assert_near("score_code", engine.score_code(code, T), exact._row_losses(T, exact._run(code, range(2, 3))[-1], np.ones_like(T)),
-                plain._row_losses(T.astype(plain.dtype), plain._run(code, range(2, 3))), config.dtype)  # fmt: skip
+    score_code = [
+        twin._row_losses(T.astype(twin.dtype), twin._run(code, range(2, 3))[-1], np.ones_like(T, twin.dtype))
+        for twin in (exact, plain)
+    ]
+    assert_near("score_code", engine.score_code(code, T), *score_code, config.dtype)
 
 
 # The reference
