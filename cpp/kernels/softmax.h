@@ -93,8 +93,9 @@ struct SoftmaxLoss {
   View<const S> target;   // [rows x cols]
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
     const S log_y = z - static_cast<S>(log_sum[row]);
+    const S y = exponential(log_y);
     sum[0] = softmax_loss(target(row, col), log_y);
-    return exponential(log_y);
+    return y;
   }
 };
 
