@@ -30,8 +30,8 @@ from variants_workers import problem
 HERE = Path(__file__).parent
 CONTENDERS = ("ours", "products", "torch default", "torch fused", "torch compiled", "jax jit", "jax scan")
 IMAGES = "torch channels last"
-#: How many times the tolerance of one hidden layer: Adam's first steps are as long where a gradient is nearly 0, so
-#: that its rounding moves a weight by a whole step, and a relu behind it may switch.
+#: How many times the tolerance of one hidden layer the deep row has: there rounding is carried through six layers, and
+#: PyTorch's compiled step is 5e-5 from the others, which agree to 1e-5.
 DEEPER = 10
 #: features are those of square images.
 ROWS: list[Row] = [
@@ -60,7 +60,7 @@ def measure(bench: Bench, row: Row, folder: Path) -> tuple[dict[str, Any], dict[
     compared = compare(results, "ours", {**GROUPS, "eager": (*GROUPS["eager"], IMAGES)})
     found = floors(row, compared, median_of(results["products"]))
     found |= {"multiply_adds": results["products"].get("multiply_adds"), "data": results["ours"].get("data")}
-    return {**found, **losses(results, "fp32", DEEPER)}, versions
+    return {**found, **losses(results, "fp32", DEEPER if row["model"] == "deep" else 1)}, versions
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot  # noqa: E402
 
+import fastsae  # noqa: E402
 from fastsae import SparseAutoencoder, plots  # noqa: E402
 
 
@@ -52,6 +53,23 @@ def test_filters_of_an_array(count, shape):
     ax = plots.filters(rows, shape)
     assert ax.images[0].get_array().ndim == len(shape)
     ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "relative",
+    [
+        fastsae.DeepAutoencoder(hidden=(10, 4)),
+        fastsae.DenoisingAutoencoder(10),
+        fastsae.VariationalAutoencoder(3, hidden=(10,)),
+        fastsae.ContractiveAutoencoder(10),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_figures_of_the_relatives(relative, X):
+    relative.set_params(max_epochs=2, random_state=0, verbose=False).fit(X)
+    assert plots.filters(relative, (4, 6), n_columns=4).images[0].get_array().shape == (3 * 5 - 1, 4 * 7 - 1)
+    plots.reconstructions(relative, X[:3], (4, 6)).figure.canvas.draw()
+    assert len(plots.loss(relative).lines[0].get_xdata()) == 2
 
 
 def test_filters_constant_and_first(model):

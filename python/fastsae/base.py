@@ -342,6 +342,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
 class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  # type: ignore[misc]
     """A network whose output should be its input, as a transformer to its code."""
 
+    @property
+    def components_(self) -> Array:
+        """W1, one filter for each unit of the first layer, shape (n_units, n_features_in_)."""
+        return self._fitted_engine("components_").get("W1")
+
     # Training
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:

@@ -112,6 +112,8 @@ class DeepAutoencoder(Autoencoder):
 
     Attributes
     ----------
+    components_ : ndarray, shape (n_units, n_features_in_)
+        Weights of the first layer: one filter for each of its units.
     history_ : dict of list
         Per epoch of all layers together: as that of :class:`fastsae.SparseAutoencoder`.
     pretrain_history_ : list of dict

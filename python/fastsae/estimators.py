@@ -173,11 +173,6 @@ class SparseAutoencoder(Autoencoder):
     # Fitted attributes
 
     @property
-    def components_(self) -> Array:
-        """W1, shape (n_hidden, n_features_in_)."""
-        return self._fitted_engine("components_").get("W1")
-
-    @property
     def intercept_(self) -> Array:
         """b1, shape (n_hidden,)."""
         return self._fitted_engine("intercept_").get("b1")

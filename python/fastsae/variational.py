@@ -77,6 +77,8 @@ class VariationalAutoencoder(Autoencoder):
 
     Attributes
     ----------
+    components_ : ndarray, shape (n_units, n_features_in_)
+        Weights of the first layer: one filter for each of its units.
     history_ : dict of list
         Per epoch: epoch, loss, reconstruction (the first term of J), penalty (the second), decay, gradient_norm and,
         with held-out rows, validation_loss and validation_reconstruction.
