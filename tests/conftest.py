@@ -7,11 +7,16 @@ import os
 # The reference multiplies small matrices, which NumPy does fastest alone. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 import fastsae
+
+# A shell starts what runs in its background with Ctrl-C ignored, and tests of interrupts would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def has_cuda() -> bool:
