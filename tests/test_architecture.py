@@ -29,6 +29,7 @@ CONDITIONAL = {
     "core/host_device.h": "host or device compiler",
     "core/library.cpp": "RTLD_DEEPBIND, which not every system has and the sanitizers refuse",
     "cpu/float_mode.h": "control register of the processor",
+    "cpu/panels.cpp": "instruction sets of the processor",
     "cpu/loops.cpp": "instruction sets of the processor",
     "cpu/pool.cpp": "CPU affinity, which Linux has",
     "cpu/select.cpp": "instruction sets of the processor",

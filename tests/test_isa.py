@@ -82,13 +82,24 @@ def test_our_loops_give_the_same_bits_on_every_level() -> None:
     found = levels()
     if len(found) == 1:
         pytest.skip("this processor has one level")
-    results = [report(DIGESTS, FASTSAE_ISA=level, OPENBLAS_CORETYPE="Nehalem") for level in found]
+    blas = {"FASTSAE_PRODUCTS": "blas", "OPENBLAS_CORETYPE": "Nehalem"}
+    results = [report(DIGESTS, FASTSAE_ISA=level, **blas) for level in found]
     assert len(results[0]) == 10 + 2 * 2 * 17
     for result in results[1:]:
         different = [key for key in result if result[key] != results[0][key]]
         assert not different
     if _core.blas() == "OpenBLAS":
         # Other kernels have other bits, or the variable that fixes them was not read.
-        other = report(DIGESTS, FASTSAE_ISA="baseline", OPENBLAS_CORETYPE="Haswell")
+        other = report(DIGESTS, FASTSAE_ISA="baseline", **{**blas, "OPENBLAS_CORETYPE": "Haswell"})
         assert all(other[key] == results[0][key] for key in other if key.count(" ") == 1)
         assert any(other[key] != results[0][key] for key in other)
+
+
+def test_our_products_give_the_same_bits_on_every_level() -> None:
+    """Each output is a chain of fma in the order of the inner dimension, however many are computed at once."""
+    found = [level for level in levels() if level != "baseline"]
+    if len(found) < 2:
+        pytest.skip("this processor has one level with products of ours")
+    first, second = (report(DIGESTS, FASTSAE_ISA=level, FASTSAE_PRODUCTS="panels") for level in found)
+    assert first == second
+    assert first != report(DIGESTS, FASTSAE_ISA=found[0], FASTSAE_PRODUCTS="blas")

@@ -10,6 +10,7 @@
 
 #include "backend/process.h"
 #include "bindings/device_array.h"
+#include "bindings/products.h"
 #include "bindings/rows.h"
 #include "core/error.h"
 #include "engine/engine.h"
@@ -379,6 +380,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       py::arg("stop"), py::arg("threads"),
       "The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is "
       "set.");
+  bind_products(m);
   m.def("kernel_names", &kernel_names);
   m.def("devices", &devices);
   m.def("cuda_unavailable_reason", &cuda_unavailable_reason);

@@ -11,14 +11,15 @@
 
 #include "backend/convert.h"
 #include "core/error.h"
-#include "cpu/blas.h"
 #include "cpu/float_mode.h"
 #include "cpu/images.h"
 #include "cpu/loops.h"
 #include "cpu/partition.h"
 #include "cpu/pool.h"
+#include "cpu/product.h"
 #include "cpu/scratch.h"
 #include "cpu/select.h"
+#include "cpu/summing.h"
 #include "kernels/list.h"
 
 namespace fastsae::cpu {
@@ -46,62 +47,6 @@ void copy_rows(const Tensor& to, const Tensor& from) {
     std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
   }
 }
-
-// One pass over an output: which loop, and the partial sums of each block until they are added in block
-// order.
-class Summing {
- public:
-  Summing(const Kernel* kernel, const Tensor& out, std::int64_t row_parts, std::int64_t col_parts,
-          Scratch& scratch, Sums sums)
-      : kernel_(kernel),
-        out_(out),
-        row_parts_(row_parts),
-        col_parts_(col_parts),
-        sums_(sums),
-        lease_(scratch, partials()) {
-    if (kernel_ != nullptr) loop_ = find_loop(*kernel_);
-  }
-
-  void run(Block block, std::int64_t row_part, std::int64_t col_part) {
-    if (kernel_ == nullptr) return;
-    if (kernel_->pass == Pass::col_sum) {
-      loop_(kernel_->bytes, out_, block, lease_.data() + row_part * kernel_->sums * out_.cols, out_.cols);
-    } else if (kernel_->pass == Pass::row_sum) {
-      loop_(kernel_->bytes, out_, block, lease_.data() + col_part, col_parts_);
-    } else {
-      loop_(kernel_->bytes, out_, block, nullptr, 0);
-    }
-  }
-
-  void finish() {
-    if (kernel_ == nullptr || kernel_->pass == Pass::each || !sums_.into.exists()) return;
-    double* into = sums_.into.as<double>();
-    const bool columns = kernel_->pass == Pass::col_sum;
-    const std::int64_t count = columns ? kernel_->sums * out_.cols : out_.rows;
-    const std::int64_t parts = columns ? row_parts_ : col_parts_;
-    const std::int64_t step = columns ? count : 1, first = columns ? 1 : col_parts_;
-    for (std::int64_t i = 0; i < count; ++i) {
-      double sum = sums_.accumulate ? into[i] : 0.0;
-      for (std::int64_t part = 0; part < parts; ++part) sum += lease_.data()[i * first + part * step];
-      into[i] = sum;
-    }
-  }
-
- private:
-  std::size_t partials() const {
-    if (kernel_ == nullptr || kernel_->pass == Pass::each) return 0;
-    const std::int64_t count =
-        kernel_->pass == Pass::col_sum ? row_parts_ * kernel_->sums * out_.cols : out_.rows * col_parts_;
-    return static_cast<std::size_t>(count);
-  }
-
-  const Kernel* kernel_;
-  const Tensor& out_;
-  const std::int64_t row_parts_, col_parts_;
-  const Sums sums_;
-  Loop loop_ = nullptr;
-  Scratch::Lease lease_;
-};
 
 class CpuBackend final : public Backend {
  public:
@@ -134,7 +79,9 @@ class CpuBackend final : public Backend {
   }
 
   void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
-    with_scalar(out.dtype, [&](auto s) { product_of<decltype(s)>(a, b, out, accumulate, kernel, sums); });
+    FlushDenormals flush;
+    const auto run = [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); };
+    cpu::product(a, b, out, accumulate, kernel, sums, scratch_, run);
   }
 
   void map(Tensor out, const Kernel& kernel, Sums sums) override {
@@ -260,56 +207,6 @@ class CpuBackend final : public Backend {
   void parallel(std::int64_t count, const Pool::Task& task, bool polls = true) {
     static const std::function<void()> nothing = [] {};
     pool_.run(count, task, polls && poll_ ? poll_ : nothing);
-  }
-
-  template <class S>
-  static const S* at(const Factor& f, std::int64_t row, std::int64_t col) {
-    const std::int64_t r = f.transposed ? col : row, c = f.transposed ? row : col;
-    return f.tensor.as<S>() + r * f.tensor.stride + c;
-  }
-
-  template <class S>
-  void product_in_parts(const Factor& a, const Factor& b, const Cut& parts, const Tensor& out,
-                        bool accumulate, const Kernel* kernel, Sums sums) {
-    const std::int64_t size = out.size();
-    Scratch::Lease lease(scratch_, static_cast<std::size_t>(parts.parts * size));
-    S* const partial = reinterpret_cast<S*>(lease.data());
-    parallel(parts.parts, [&](std::int64_t part) {
-      const Range k = parts[part];
-      gemm(a.transposed, b.transposed, out.rows, out.cols, k.end - k.begin, at<S>(a, 0, k.begin),
-           a.tensor.stride, at<S>(b, k.begin, 0), b.tensor.stride, S(0), partial + part * size, out.cols);
-    });
-    for (std::int64_t row = 0; row < out.rows; ++row) {
-      S* line = out.as<S>() + row * out.stride;
-      if (!accumulate) std::fill_n(line, out.cols, S(0));
-      for (std::int64_t part = 0; part < parts.parts; ++part) {
-        const S* from = partial + part * size + row * out.cols;
-        for (std::int64_t col = 0; col < out.cols; ++col) line[col] += from[col];
-      }
-    }
-    Summing pass(kernel, out, 1, 1, scratch_, sums);
-    pass.run({0, out.rows, 0, out.cols}, 0, 0);
-    pass.finish();
-  }
-
-  template <class S>
-  void product_of(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
-                  Sums sums) {
-    FlushDenormals flush;
-    const std::int64_t inner = a.cols();
-    if (const Cut parts = inner_parts(out.rows, out.cols, inner); parts.parts > 1)
-      return product_in_parts<S>(a, b, parts, out, accumulate, kernel, sums);
-    const Tiling tiles = Tiling::of(out.rows, out.cols, inner);
-    Summing pass(kernel, out, tiles.rows.parts, tiles.cols.parts, scratch_, sums);
-    parallel(tiles.count(), [&](std::int64_t tile) {
-      const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
-      const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
-      gemm(a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner, at<S>(a, r.begin, 0),
-           a.tensor.stride, at<S>(b, 0, c.begin), b.tensor.stride, accumulate ? S(1) : S(0),
-           &out.view<S>()(r.begin, c.begin), out.stride);
-      pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
-    });
-    pass.finish();
   }
 
   Pool pool_;

@@ -25,7 +25,16 @@ struct Cut {
   }
 };
 
-// The output of a product in tiles, the longer side cut first. BLAS packs its factors again for each tile,
+// `count` items in the fewest ranges of at most `most` each, or in `parts` ranges; they differ by one at most.
+struct Even {
+  std::int64_t count, parts;
+
+  static Even at_most(std::int64_t count, std::int64_t most) { return {count, (count + most - 1) / most}; }
+  Range operator[](std::int64_t part) const { return {count * part / parts, count * (part + 1) / parts}; }
+  std::int64_t longest() const { return parts == 0 ? 0 : (count + parts - 1) / parts; }
+};
+
+// The output of a BLAS product in tiles, the longer side cut first. BLAS packs its factors again for each tile,
 // which costs about 30 (1/m + 1/n) of the tile's time: four tiles are made where each has a million
 // multiply-adds, and more only while that cost stays under 12 %.
 struct Tiling {

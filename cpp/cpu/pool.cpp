@@ -67,10 +67,12 @@ struct Release {
 
 int num_threads() {
   if (const int count = requested_threads.load(std::memory_order_relaxed)) return count;
-  if (const int count = positive_from_environment("FASTSAE_NUM_THREADS")) return count;
-  if (const int count = positive_from_environment("OMP_NUM_THREADS")) return count;
-  static const int available = processors();
-  return available;
+  static const int initial = [] {
+    if (const int count = positive_from_environment("FASTSAE_NUM_THREADS")) return count;
+    if (const int count = positive_from_environment("OMP_NUM_THREADS")) return count;
+    return processors();
+  }();
+  return initial;
 }
 
 void set_num_threads(int count) {
@@ -83,6 +85,8 @@ void limit_threads_here(int count) {
   FS_REQUIRE(count >= 0, "threads: expected an integer >= 0, got ", count);
   limit_here = count;
 }
+
+int threads_here() { return limit_here > 0 ? std::min(limit_here, num_threads()) : num_threads(); }
 
 struct Pool::Crew {
   explicit Crew(int threads) : process(getpid()), wanted(threads), size(threads) {
@@ -183,7 +187,7 @@ Pool::Crew* Pool::crew(int threads) {
 }
 
 void Pool::run(std::int64_t count, const Task& task, const std::function<void()>& between) {
-  const int threads = limit_here > 0 ? std::min(limit_here, num_threads()) : num_threads();
+  const int threads = threads_here();
   if (threads > 1 && count > 1 && !busy_.exchange(true, std::memory_order_acquire)) {
     const Release release{busy_};
     return crew(threads)->run(count, task, between);

@@ -14,6 +14,8 @@ int num_threads();
 void set_num_threads(int count);
 // At most so many for what the calling thread asks for; 0 is no limit.
 void limit_threads_here(int count);
+// How many it gets.
+int threads_here();
 
 // Runs tasks on a crew of threads that is started on first use. Each thread takes a contiguous, fixed share,
 // so what a task computes never depends on who runs it. A busy pool, or one inherited by a forked child,

@@ -2,12 +2,23 @@
 // work at once and a steady state allocates nothing.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <vector>
 
 namespace fastsae::cpu {
+
+// Room for so many numbers that begin at a multiple of 64 bytes, in doubles.
+template <class S>
+constexpr std::size_t doubles_for(std::int64_t count) {
+  return static_cast<std::size_t>(count) * sizeof(S) / sizeof(double) + 9;
+}
+template <class S>
+S* aligned(double* memory) {
+  return reinterpret_cast<S*>((reinterpret_cast<std::uintptr_t>(memory) + 63) / 64 * 64);
+}
 
 class Scratch {
  public:

@@ -1,0 +1,136 @@
+// The innermost loops of our own matrix product, written once for every width of vector: a tile of the output that
+// stays in registers, and the transposition that packs a factor. They are inlined into functions of one instruction set
+// each, in panels.cpp, where products and additions are contracted to fma.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace fastsae::cpu {
+
+template <class S, int W>
+struct Vector {
+  using type [[gnu::vector_size(W * sizeof(S))]] = S;
+  // The same at any address.
+  using loose [[gnu::vector_size(W * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
+};
+
+// A tile of kRows x (kVectors * W): C = A B, or C += A B. B is packed, W * kVectors numbers for each k. Of A, row i at k
+// is a[i * stride + k] or, with kAcross, a[k * stride + i]. Each output adds its terms in the order of k, one by one.
+// Of the last vector `lanes` numbers are stored.
+template <class S, int W, int kRows, int kVectors, bool kAcross>
+[[gnu::always_inline]] inline void micro_kernel(std::int64_t inner, const S* a, std::int64_t stride,
+                                                const S* b, S* c, std::int64_t c_stride, std::int64_t lanes,
+                                                bool accumulate) {
+  using V = typename Vector<S, W>::type;
+  using Loose = typename Vector<S, W>::loose;
+  V sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = V{};
+  }
+  for (std::int64_t k = 0; k < inner; ++k) {
+    V line[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) line[v] = *reinterpret_cast<const V*>(b + v * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const S factor = kAcross ? a[i] : a[i * stride];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * line[v];
+    }
+    b += kVectors * W;
+    a += kAcross ? stride : 1;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      S* to = c + i * c_stride + v * W;
+      if (v + 1 < kVectors || lanes == W) {
+        Loose& place = *reinterpret_cast<Loose*>(to);
+        place = accumulate ? place + sum[i][v] : sum[i][v];
+      } else {
+        for (int lane = 0; lane < lanes; ++lane)
+          to[lane] = accumulate ? to[lane] + sum[i][v][lane] : sum[i][v][lane];
+      }
+    }
+  }
+}
+
+// Of the lines x and y, which are Step apart: the blocks of Step numbers that a transposition exchanges.
+template <class V, int Step, bool kSecond, std::size_t... Lane>
+[[gnu::always_inline]] inline V exchanged(const V& x, const V& y, std::index_sequence<Lane...>) {
+  constexpr int width = sizeof...(Lane);
+  return __builtin_shufflevector(
+      x, y,
+      (kSecond ? ((Lane & Step) ? width + static_cast<int>(Lane) : static_cast<int>(Lane) + Step)
+               : ((Lane & Step) ? width + static_cast<int>(Lane) - Step : static_cast<int>(Lane)))...);
+}
+
+template <class V, int W, int Step = 1>
+[[gnu::always_inline]] inline void transpose(V (&line)[W]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) {
+    if (i & Step) continue;
+    const V x = line[i], y = line[i + Step];
+    line[i] = exchanged<V, Step, false>(x, y, std::make_index_sequence<W>{});
+    line[i + Step] = exchanged<V, Step, true>(x, y, std::make_index_sequence<W>{});
+  }
+  if constexpr (2 * Step < W) transpose<V, W, 2 * Step>(line);
+}
+
+// Packs `vectors` * W columns of B, of which `cols` exist, for `inner` values of k; the others become 0.
+// Here b[k * stride + col].
+template <class S, int W>
+[[gnu::always_inline]] inline void pack_lines(std::int64_t inner, std::int64_t cols, std::int64_t vectors,
+                                              const S* b, std::int64_t stride, S* to) {
+  using V = typename Vector<S, W>::type;
+  using Loose = typename Vector<S, W>::loose;
+  for (std::int64_t k = 0; k < inner; ++k, b += stride, to += vectors * W) {
+    for (int v = 0; v < vectors; ++v) {
+      const std::int64_t left = cols - v * W;
+      V line{};
+      if (left >= W) {
+        line = *reinterpret_cast<const Loose*>(b + v * W);
+      } else {
+        for (std::int64_t lane = 0; lane < left; ++lane) line[lane] = b[v * W + lane];
+      }
+      *reinterpret_cast<V*>(to + v * W) = line;
+    }
+  }
+}
+
+// The same where b[col * stride + k].
+template <class S, int W>
+[[gnu::always_inline]] inline void pack_transposed(std::int64_t inner, std::int64_t cols,
+                                                   std::int64_t vectors, const S* b, std::int64_t stride,
+                                                   S* to) {
+  using V = typename Vector<S, W>::type;
+  using Loose = typename Vector<S, W>::loose;
+  for (int v = 0; v < vectors; ++v) {
+    const S* from = b + v * W * stride;
+    const std::int64_t left = cols - v * W < W ? cols - v * W : W;
+    if (inner < W) {
+      for (std::int64_t k = 0; k < inner; ++k) {
+        for (std::int64_t lane = 0; lane < W; ++lane)
+          to[(k * vectors + v) * W + lane] = lane < left ? from[lane * stride + k] : S(0);
+      }
+      continue;
+    }
+    for (std::int64_t begin = 0; begin < inner; begin += W) {
+      const std::int64_t k =
+          begin + W <= inner ? begin : inner - W;  // the last block overlaps the one before
+      V block[W];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < W; ++lane)
+        block[lane] = lane < left ? V(*reinterpret_cast<const Loose*>(from + lane * stride + k)) : V{};
+      transpose<V, W>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) *reinterpret_cast<V*>(to + ((k + i) * vectors + v) * W) = block[i];
+    }
+  }
+}
+
+}  // namespace fastsae::cpu
