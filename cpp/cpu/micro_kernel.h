@@ -15,13 +15,55 @@ struct Vector {
   using loose [[gnu::vector_size(W * sizeof(S)), gnu::aligned(alignof(S)), gnu::may_alias]] = S;
 };
 
-// A tile of kRows x (kVectors * W): C = A B, or C += A B. B is packed, W * kVectors numbers for each k. Of A, row i at k
-// is a[i * stride + k] or, with kAcross, a[k * stride + i]. Each output adds its terms in the order of k, one by one.
-// Of the last vector `lanes` numbers are stored.
+template <class V, std::size_t Begin, std::size_t... Lane>
+[[gnu::always_inline]] inline auto lanes_from(const V& x, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(x, x, (static_cast<int>(Begin + Lane))...);
+}
+
+template <class V, class Half, std::size_t... Lane>
+[[gnu::always_inline]] inline V joined(const Half& low, const Half& high, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(low, high, static_cast<int>(Lane)...);
+}
+
+// The first `lanes` < W numbers of x are stored, or added to what is there.
+template <class S, int W, class V>
+[[gnu::always_inline]] inline void store_first(S* to, const V& x, std::int64_t lanes, bool accumulate) {
+  if constexpr (W == 2) {
+    if (lanes == 1) *to = accumulate ? *to + x[0] : x[0];
+  } else {
+    using Half = typename Vector<S, W / 2>::loose;
+    constexpr std::make_index_sequence<W / 2> half;
+    const auto low = lanes_from<V, 0>(x, half), high = lanes_from<V, W / 2>(x, half);
+    if (lanes < W / 2) return store_first<S, W / 2>(to, low, lanes, accumulate);
+    Half& place = *reinterpret_cast<Half*>(to);
+    place = accumulate ? place + low : low;
+    store_first<S, W / 2>(to + W / 2, high, lanes - W / 2, accumulate);
+  }
+}
+
+// A vector of `lanes` < W numbers and zeros.
+template <class S, int W>
+[[gnu::always_inline]] inline typename Vector<S, W>::type load_first(const S* from, std::int64_t lanes) {
+  using V = typename Vector<S, W>::type;
+  if constexpr (W == 2) {
+    return lanes == 1 ? V{*from} : V{};
+  } else {
+    using Half = typename Vector<S, W / 2>::type;
+    const bool whole = lanes >= W / 2;
+    const Half low = whole ? Half(*reinterpret_cast<const typename Vector<S, W / 2>::loose*>(from))
+                           : load_first<S, W / 2>(from, lanes);
+    const Half high = whole ? load_first<S, W / 2>(from + W / 2, lanes - W / 2) : Half{};
+    return joined<V>(low, high, std::make_index_sequence<W>{});
+  }
+}
+
+// A tile of kRows x (kVectors * W): C = A B, or C += A B. Of A, row i at k is a[i * stride + k] or, with kAcross,
+// a[k * stride + i]; the columns of B at k begin at b[k * b_stride]. Each output adds its terms in the order of k, one by
+// one. Of the last vector `lanes` numbers are stored.
 template <class S, int W, int kRows, int kVectors, bool kAcross>
 [[gnu::always_inline]] inline void micro_kernel(std::int64_t inner, const S* a, std::int64_t stride,
-                                                const S* b, S* c, std::int64_t c_stride, std::int64_t lanes,
-                                                bool accumulate) {
+                                                const S* b, std::int64_t b_stride, S* c,
+                                                std::int64_t c_stride, std::int64_t lanes, bool accumulate) {
   using V = typename Vector<S, W>::type;
   using Loose = typename Vector<S, W>::loose;
   V sum[kRows][kVectors];
@@ -33,14 +75,14 @@ template <class S, int W, int kRows, int kVectors, bool kAcross>
   for (std::int64_t k = 0; k < inner; ++k) {
     V line[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) line[v] = *reinterpret_cast<const V*>(b + v * W);
+    for (int v = 0; v < kVectors; ++v) line[v] = *reinterpret_cast<const Loose*>(b + v * W);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const S factor = kAcross ? a[i] : a[i * stride];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[i][v] += factor * line[v];
     }
-    b += kVectors * W;
+    b += b_stride;
     a += kAcross ? stride : 1;
   }
 #pragma GCC unroll 16
@@ -52,8 +94,7 @@ template <class S, int W, int kRows, int kVectors, bool kAcross>
         Loose& place = *reinterpret_cast<Loose*>(to);
         place = accumulate ? place + sum[i][v] : sum[i][v];
       } else {
-        for (int lane = 0; lane < lanes; ++lane)
-          to[lane] = accumulate ? to[lane] + sum[i][v][lane] : sum[i][v][lane];
+        store_first<S, W>(to, sum[i][v], lanes, accumulate);
       }
     }
   }
@@ -92,11 +133,10 @@ template <class S, int W>
     for (int v = 0; v < vectors; ++v) {
       const std::int64_t left = cols - v * W;
       V line{};
-      if (left >= W) {
+      if (left >= W)
         line = *reinterpret_cast<const Loose*>(b + v * W);
-      } else {
-        for (std::int64_t lane = 0; lane < left; ++lane) line[lane] = b[v * W + lane];
-      }
+      else if (left > 0)
+        line = load_first<S, W>(b + v * W, left);
       *reinterpret_cast<V*>(to + v * W) = line;
     }
   }

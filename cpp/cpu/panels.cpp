@@ -19,14 +19,15 @@ constexpr std::int64_t kNearBytes = 384
                                     << 10;  // of packed B that a thread goes through for each band of rows
 constexpr std::int64_t kCrowded = 256;      // bytes; lines a multiple of it apart crowd the first cache
 constexpr std::int64_t kCopiedRows = 64;
+constexpr std::int64_t kFewRows = 32;           // for which packing B takes longer than reading it as it lies
 constexpr int kMostRows = 8, kMostVectors = 3;  // of a tile
 
 template <class S>
 constexpr auto bytes_of = static_cast<std::int64_t>(sizeof(S));
 
 template <class S>
-using Micro = void (*)(std::int64_t inner, const S* a, std::int64_t stride, const S* b, S* c,
-                       std::int64_t c_stride, std::int64_t lanes, bool accumulate);
+using Micro = void (*)(std::int64_t inner, const S* a, std::int64_t stride, const S* b, std::int64_t b_stride,
+                       S* c, std::int64_t c_stride, std::int64_t lanes, bool accumulate);
 template <class S>
 using Pack = void (*)(std::int64_t inner, std::int64_t cols, std::int64_t vectors, const S* b,
                       std::int64_t stride, S* to);
@@ -47,8 +48,10 @@ template <class Job, class... Args>
 template <class S, int W, int kRows, int kVectors, bool kAcross>
 struct TileJob {
   [[gnu::always_inline]] static void run(std::int64_t inner, const S* a, std::int64_t stride, const S* b,
-                                         S* c, std::int64_t c_stride, std::int64_t lanes, bool accumulate) {
-    micro_kernel<S, W, kRows, kVectors, kAcross>(inner, a, stride, b, c, c_stride, lanes, accumulate);
+                                         std::int64_t b_stride, S* c, std::int64_t c_stride,
+                                         std::int64_t lanes, bool accumulate) {
+    micro_kernel<S, W, kRows, kVectors, kAcross>(inner, a, stride, b, b_stride, c, c_stride, lanes,
+                                                 accumulate);
   }
 };
 
@@ -149,7 +152,9 @@ struct Columns {
   const Kernels<S>& kernels;
   std::int64_t inner;
   const S* packed;  // of the first panel of all
-  Even panels;      // vectors of columns, by panel
+  const S* direct;  // B itself, from which whole panels are read; or null
+  std::int64_t ldb;
+  Even panels;  // vectors of columns, by panel
   std::int64_t cols;
   bool accumulate;
 
@@ -162,10 +167,13 @@ struct Columns {
       const S* lines = a + r.begin * (across ? 1 : stride);
       for (std::int64_t panel = part.begin; panel < part.end; ++panel) {
         const Range v = panels[panel];
+        const std::int64_t first = v.begin * kernels.width, across_count = v.end - v.begin;
         const std::int64_t left = cols - (v.end - 1) * kernels.width;
-        kernels.micro[across][v.end - v.begin - 1][r.end - r.begin - 1](
-            inner, lines, stride, packed + v.begin * kernels.width * inner,
-            c + r.begin * ldc + v.begin * kernels.width, ldc, std::min(left, kernels.width), accumulate);
+        const bool in_place = direct != nullptr && left >= kernels.width;
+        kernels.micro[across][across_count - 1][r.end - r.begin - 1](
+            inner, lines, stride, in_place ? direct + first : packed + first * inner,
+            in_place ? ldb : across_count * kernels.width, c + r.begin * ldc + first, ldc,
+            std::min(left, kernels.width), accumulate);
       }
     }
   }
@@ -192,6 +200,11 @@ PanelProduct<S>::PanelProduct(const Product<S>& product)
       inner_chunks_(Even::at_most(
           inner_.parts, std::max<std::int64_t>(1, kChunkBytes / (inner_.longest() * width_ * bytes_of<S> *
                                                                  col_chunks_.longest())))) {}
+
+template <class S>
+bool PanelProduct<S>::reads_in_place() const {
+  return !p_.transpose_b && p_.m <= kFewRows;
+}
 
 template <class S>
 auto PanelProduct<S>::at(std::int64_t chunk) const -> Chunk {
@@ -224,6 +237,7 @@ void PanelProduct<S>::pack(std::int64_t chunk, std::int64_t panel, S* packed) co
   const Range k = inner_[part], v = here.panels[panel % here.panels.parts];
   const std::int64_t before = (k.begin - inner_[here.parts.begin].begin) * here.panels.count;
   const std::int64_t inner = k.end - k.begin, col = (here.vectors.begin + v.begin) * width_;
+  if (reads_in_place() && col + (v.end - v.begin) * width_ <= p_.n) return;
   kernels<S>()->pack[p_.transpose_b](
       inner, p_.n - col, v.end - v.begin,
       p_.transpose_b ? p_.b + col * p_.ldb + k.begin : p_.b + k.begin * p_.ldb + col, p_.ldb,
@@ -246,8 +260,14 @@ void PanelProduct<S>::run(std::int64_t chunk, Range rows, const S* packed) const
   for (std::int64_t part = here.parts.begin; part < here.parts.end; ++part) {
     const Range k = inner_[part];
     const std::int64_t before = (k.begin - inner_[here.parts.begin].begin) * here.panels.count;
-    const Columns<S> columns{*kernels<S>(), k.end - k.begin, packed + before * width_,
-                             here.panels,   p_.n - begin,    p_.accumulate || part > 0};
+    const Columns<S> columns{*kernels<S>(),
+                             k.end - k.begin,
+                             packed + before * width_,
+                             reads_in_place() ? p_.b + k.begin * p_.ldb + begin : nullptr,
+                             p_.ldb,
+                             here.panels,
+                             p_.n - begin,
+                             p_.accumulate || part > 0};
     const S* a = p_.transpose_a ? p_.a + k.begin * p_.lda + rows.begin : p_.a + rows.begin * p_.lda + k.begin;
     for (std::int64_t i = 0; i < near.parts; ++i) {
       if (!copies) columns.run(near[i], count, a, p_.lda, p_.transpose_a, c, p_.ldc);

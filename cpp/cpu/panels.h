@@ -49,6 +49,7 @@ class PanelProduct {
  private:
   struct Chunk;
   Chunk at(std::int64_t chunk) const;
+  bool reads_in_place() const;
 
   const Product<S> p_;
   const std::int64_t width_;  // numbers of a vector
