@@ -80,7 +80,7 @@ class CpuBackend final : public Backend {
 
   void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
     FlushDenormals flush;
-    const auto run = [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); };
+    const auto run = [this](std::int64_t count, const Task& task) { parallel(count, task); };
     cpu::product(a, b, out, accumulate, kernel, sums, scratch_, run);
   }
 
@@ -116,7 +116,7 @@ class CpuBackend final : public Backend {
 
   void encode_select(const Selection& selection) override {
     cpu::encode_select(selection, scratch_,
-                       [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); });
+                       [this](std::int64_t count, const Task& task) { parallel(count, task); });
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
@@ -204,7 +204,7 @@ class CpuBackend final : public Backend {
   }
 
  private:
-  void parallel(std::int64_t count, const Pool::Task& task, bool polls = true) {
+  void parallel(std::int64_t count, const Task& task, bool polls = true) {
     static const std::function<void()> nothing = [] {};
     pool_.run(count, task, polls && poll_ ? poll_ : nothing);
   }

@@ -19,6 +19,7 @@ constexpr std::int64_t kNearBytes = 384
                                     << 10;  // of packed B that a thread goes through for each band of rows
 constexpr std::int64_t kCrowded = 256;      // bytes; lines a multiple of it apart crowd the first cache
 constexpr std::int64_t kCopiedRows = 64;
+constexpr std::int64_t kPackedLines = 32;
 constexpr std::int64_t kFewRows = 32;           // for which packing B takes longer than reading it as it lies
 constexpr int kMostRows = 8, kMostVectors = 3;  // of a tile
 
@@ -224,24 +225,40 @@ Range PanelProduct<S>::cols(std::int64_t chunk) const {
   return {vectors.begin * width_, std::min(p_.n, vectors.end * width_)};
 }
 
+// Of B as it lies, a few lines for all panels, so that memory is read in its order; else a panel.
 template <class S>
-std::int64_t PanelProduct<S>::panels(std::int64_t chunk) const {
-  const Chunk here = at(chunk);
-  return here.panels.parts * (here.parts.end - here.parts.begin);
+std::int64_t PanelProduct<S>::pieces_of(const Chunk& chunk) const {
+  return p_.transpose_b ? chunk.panels.parts : Even::at_most(inner_.longest(), kPackedLines).parts;
 }
 
 template <class S>
-void PanelProduct<S>::pack(std::int64_t chunk, std::int64_t panel, S* packed) const {
+std::int64_t PanelProduct<S>::pieces(std::int64_t chunk) const {
   const Chunk here = at(chunk);
-  const std::int64_t part = here.parts.begin + panel / here.panels.parts;
-  const Range k = inner_[part], v = here.panels[panel % here.panels.parts];
-  const std::int64_t before = (k.begin - inner_[here.parts.begin].begin) * here.panels.count;
-  const std::int64_t inner = k.end - k.begin, col = (here.vectors.begin + v.begin) * width_;
-  if (reads_in_place() && col + (v.end - v.begin) * width_ <= p_.n) return;
-  kernels<S>()->pack[p_.transpose_b](
-      inner, p_.n - col, v.end - v.begin,
-      p_.transpose_b ? p_.b + col * p_.ldb + k.begin : p_.b + k.begin * p_.ldb + col, p_.ldb,
-      packed + (before + v.begin * inner) * width_);
+  return pieces_of(here) * (here.parts.end - here.parts.begin);
+}
+
+template <class S>
+void PanelProduct<S>::pack(std::int64_t chunk, std::int64_t piece, S* packed) const {
+  const Chunk here = at(chunk);
+  const std::int64_t pieces = pieces_of(here), part = here.parts.begin + piece / pieces;
+  const Range k = inner_[part];
+  const std::int64_t inner = k.end - k.begin, begin = here.vectors.begin * width_;
+  S* const to = packed + (k.begin - inner_[here.parts.begin].begin) * here.panels.count * width_;
+  if (p_.transpose_b) {
+    const Range v = here.panels[piece % pieces];
+    const std::int64_t col = begin + v.begin * width_;
+    return kernels<S>()->pack[true](inner, p_.n - col, v.end - v.begin, p_.b + col * p_.ldb + k.begin, p_.ldb,
+                                    to + v.begin * width_ * inner);
+  }
+  const Range lines = Even{inner, pieces}[piece % pieces];
+  for (std::int64_t panel = 0; panel < here.panels.parts; ++panel) {
+    const Range v = here.panels[panel];
+    const std::int64_t col = begin + v.begin * width_, vectors = v.end - v.begin;
+    if (reads_in_place() && col + vectors * width_ <= p_.n) continue;
+    kernels<S>()->pack[false](lines.end - lines.begin, p_.n - col, vectors,
+                              p_.b + (k.begin + lines.begin) * p_.ldb + col, p_.ldb,
+                              to + (v.begin * inner + lines.begin * vectors) * width_);
+  }
 }
 
 template <class S>
@@ -292,7 +309,7 @@ void panel_gemm(const Product<S>& p) {
   const PanelProduct<S> product(p);
   S* const packed = static_cast<S*>(buffer.get(product.packed_size() * bytes_of<S>));
   for (std::int64_t chunk = 0; chunk < product.chunks(); ++chunk) {
-    for (std::int64_t panel = 0; panel < product.panels(chunk); ++panel) product.pack(chunk, panel, packed);
+    for (std::int64_t piece = 0; piece < product.pieces(chunk); ++piece) product.pack(chunk, piece, packed);
     product.run(chunk, {0, p.m}, packed);
   }
 }

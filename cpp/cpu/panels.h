@@ -41,14 +41,15 @@ class PanelProduct {
   Range cols(std::int64_t chunk) const;
   bool finishes(std::int64_t chunk) const { return (chunk + 1) % inner_chunks_.parts == 0; }
   // Independent tasks of packing.
-  std::int64_t panels(std::int64_t chunk) const;
-  void pack(std::int64_t chunk, std::int64_t panel, S* packed) const;
+  std::int64_t pieces(std::int64_t chunk) const;
+  void pack(std::int64_t chunk, std::int64_t piece, S* packed) const;
   // Adds a chunk's terms to these rows of C.
   void run(std::int64_t chunk, Range rows, const S* packed) const;
 
  private:
   struct Chunk;
   Chunk at(std::int64_t chunk) const;
+  std::int64_t pieces_of(const Chunk& chunk) const;
   bool reads_in_place() const;
 
   const Product<S> p_;

@@ -1,7 +1,7 @@
 #include "cpu/pool.h"
 
+#include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -58,6 +58,14 @@ int processors() {
   return std::clamp(count, 1, kMaxThreads);
 }
 
+// How many forks lie between this process and the one that first asked; getpid() would be a system call.
+std::uint32_t forks() {
+  static std::atomic<std::uint32_t> count{0};
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1); });
+  (void)registered;
+  return count.load(std::memory_order_relaxed);
+}
+
 struct Release {
   std::atomic<bool>& busy;
   ~Release() { busy.store(false, std::memory_order_release); }
@@ -89,7 +97,7 @@ void limit_threads_here(int count) {
 int threads_here() { return limit_here > 0 ? std::min(limit_here, num_threads()) : num_threads(); }
 
 struct Pool::Crew {
-  explicit Crew(int threads) : process(getpid()), wanted(threads), size(threads) {
+  explicit Crew(int threads) : born_after(forks()), wanted(threads), size(threads) {
     workers.reserve(static_cast<std::size_t>(threads - 1));
     try {
       for (int i = 1; i < threads; ++i) workers.emplace_back([this, i] { work(i); });
@@ -124,9 +132,10 @@ struct Pool::Crew {
       await_change(round, seen);
       ++seen;
       if (stop) return;
-      set_float_mode(float_mode);
+      if (get_float_mode() != float_mode) set_float_mode(float_mode);
       share(index, [] {});
-      if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_all();
+      finished.fetch_add(1, std::memory_order_acq_rel);
+      finished.notify_all();
     }
   }
 
@@ -147,38 +156,41 @@ struct Pool::Crew {
   void run(std::int64_t tasks, const Task& body, const std::function<void()>& between) {
     task = &body;
     count = tasks;
-    failed = false;
+    failed.store(false, std::memory_order_relaxed);
     error = nullptr;
     float_mode = get_float_mode();
-    unfinished = static_cast<std::uint32_t>(size - 1);
+    to_finish += static_cast<std::uint32_t>(size - 1);
     if (size > 1) announce();
     share(0, between);
-    while (const std::uint32_t left = unfinished.load(std::memory_order_acquire))
-      await_change(unfinished, left);
+    for (std::uint32_t seen; (seen = finished.load(std::memory_order_acquire)) != to_finish;)
+      await_change(finished, seen);
     if (error) std::rethrow_exception(std::exchange(error, nullptr));
   }
 
-  const pid_t process;
+  const std::uint32_t born_after;
   const int wanted;
+  std::uint32_t to_finish = 0;
   int size;  // less than wanted where the system gives fewer threads
   std::vector<std::thread> workers;
-  std::atomic<std::uint32_t> round{0}, unfinished{0};
-  std::atomic<bool> failed{false};
-  bool stop = false;
+  // What the caller writes and the workers read, and what they write back, on lines of their own.
+  alignas(64) std::atomic<std::uint32_t> round{0};
   const Task* task = nullptr;
   std::int64_t count = 0;
   std::uint32_t float_mode = 0;
-  std::exception_ptr error;
+  bool stop = false;
+  std::atomic<bool> failed{false};
+  alignas(64) std::atomic<std::uint32_t> finished{0};  // shares of all rounds
+  alignas(64) std::exception_ptr error;
 };
 
 Pool::Pool() = default;
 
 Pool::~Pool() {
-  if (crew_ && crew_->process != getpid()) (void)crew_.release();  // its threads live in the parent
+  if (crew_ && crew_->born_after != forks()) (void)crew_.release();  // its threads live in the parent
 }
 
 Pool::Crew* Pool::crew(int threads) {
-  if (crew_ && crew_->process != getpid()) (void)crew_.release();
+  if (crew_ && crew_->born_after != forks()) (void)crew_.release();
   if (!crew_ || crew_->wanted != threads) {
     crew_.reset();
     crew_ = std::make_unique<Crew>(threads);

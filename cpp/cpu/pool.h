@@ -17,13 +17,25 @@ void limit_threads_here(int count);
 // How many it gets.
 int threads_here();
 
+// A function of a task's number that is kept elsewhere, for as long as a call lasts: nothing is allocated.
+class Task {
+ public:
+  template <class F>
+  Task(const F& function)
+      : function_(&function),
+        call_([](const void* f, std::int64_t task) { (*static_cast<const F*>(f))(task); }) {}
+  void operator()(std::int64_t task) const { call_(function_, task); }
+
+ private:
+  const void* function_;
+  void (*call_)(const void*, std::int64_t);
+};
+
 // Runs tasks on a crew of threads that is started on first use. Each thread takes a contiguous, fixed share,
 // so what a task computes never depends on who runs it. A busy pool, or one inherited by a forked child,
 // makes the caller run alone or start a new crew.
 class Pool {
  public:
-  using Task = std::function<void(std::int64_t)>;
-
   Pool();
   ~Pool();
   Pool(const Pool&) = delete;

@@ -56,12 +56,12 @@ void by_panels(const Product<S>& p, const Tensor& out, const Kernel* kernel, Sum
   Scratch::Lease lease(scratch, doubles_for<S>(product.packed_size()));
   S* const packed = aligned<S>(lease.data());
   for (std::int64_t chunk = 0; chunk < product.chunks(); ++chunk) {
-    const std::int64_t panels = product.panels(chunk);
-    const auto pack = [&](std::int64_t panel) { product.pack(chunk, panel, packed); };
+    const std::int64_t pieces = product.pieces(chunk);
+    const auto pack = [&](std::int64_t piece) { product.pack(chunk, piece, packed); };
     if (tasks > 1 && product.packed_size() > kPackedAlone) {
-      parallel(panels, pack);
+      parallel(pieces, pack);
     } else {
-      for (std::int64_t panel = 0; panel < panels; ++panel) pack(panel);
+      for (std::int64_t piece = 0; piece < pieces; ++piece) pack(piece);
     }
     const Range cols = product.cols(chunk);
     parallel(groups.parts, [&](std::int64_t group) {

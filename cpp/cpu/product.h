@@ -10,7 +10,7 @@
 namespace fastsae::cpu {
 
 // Calls task(0 .. count-1) on the threads there are.
-using Parallel = std::function<void(std::int64_t count, const Pool::Task& task)>;
+using Parallel = std::function<void(std::int64_t count, const Task& task)>;
 
 void product(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
              Sums sums, Scratch& scratch, const Parallel& parallel);
