@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <memory>
 
 #include "backend/process.h"
@@ -19,6 +20,8 @@ namespace py = pybind11;
 
 namespace fastsae {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 using Weights = std::optional<py::array_t<double, py::array::c_style>>;
 
@@ -97,6 +100,7 @@ LayerSpec layer_from(const py::dict& layer) {
   spec.beta = option<double>(layer, "beta");
   spec.rho = option<double>(layer, "rho");
   spec.weight_decay = option<double>(layer, "weight_decay");
+  spec.weight_l1 = option<double>(layer, "weight_l1");
   spec.per_position = option<bool>(layer, "per_position");
   spec.kernel = option<std::int64_t>(layer, "kernel");
   spec.stride = option<std::int64_t>(layer, "stride");
@@ -130,12 +134,17 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
   model.moving_rho_hat = option<std::string>(c, "rho_hat") == "ema";
   model.rho_hat_decay = option<double>(c, "rho_hat_decay");
   model.dtype = dtype_from(option<std::string>(c, "dtype"));
-  const OptimizerSpec optimizer{name,
-                                option<double>(c, "learning_rate"),
-                                option<double>(c, "momentum"),
-                                option<double>(c, "beta1"),
-                                option<double>(c, "beta2"),
-                                option<double>(c, "epsilon")};
+  const OptimizerSpec optimizer{
+      name,
+      option<double>(c, "learning_rate"),
+      option<double>(c, "momentum"),
+      option<double>(c, "beta1"),
+      option<double>(c, "beta2"),
+      option<double>(c, "epsilon"),
+      option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity),
+      {option<std::string>(c, "lr_schedule"), option<std::int64_t>(c, "lr_warm_up"),
+       option<std::optional<std::int64_t>>(c, "lr_total_steps").value_or(0), option<double>(c, "lr_final"),
+       option<std::int64_t>(c, "lr_step_size"), option<double>(c, "lr_gamma")}};
   const Precision precision = precision_from(option<std::string>(c, "precision"));
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
@@ -343,6 +352,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                     py::cpp_function(&Engine::set_epoch, Released()))
       .def_property("learning_rate", py::cpp_function(&Engine::learning_rate, Released()),
                     py::cpp_function(&Engine::set_learning_rate, Released()))
+      .def_property("total_steps", py::cpp_function(&Engine::total_steps, Released()),
+                    py::cpp_function(&Engine::set_total_steps, Released()))
       .def_property_readonly("code_width", &Engine::code_width);
 
   py::class_<TopKEncoder> encoder(m, "TopKEncoder");

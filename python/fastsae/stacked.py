@@ -39,12 +39,16 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Of the softmax layer, >= 0.
     weight_decay : float, default 0.0
         Of the encoder while all layers are trained together, >= 0.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|`` on all weights, the softmax layer's too; biases take none.
     head_epochs : int, default 100
         Passes over X, or iterations of ``lbfgs``, for the softmax layer alone.
     solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
+    lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+        As of :class:`fastsae.SparseAutoencoder`.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs : int
@@ -60,6 +64,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
+    scale : {"zscore", "minmax"} or None
+        Scaling of X, as of :class:`fastsae.SparseAutoencoder`; `autoencoder_` sees scaled rows and has no `scale`.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -113,6 +119,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         *,
         head_weight_decay: float = 3e-3,
         weight_decay: float = 0.0,
+        weight_l1: float = Config.weight_l1,
         head_epochs: int = 100,
         solver: str = TrainingConfig.solver,
         learning_rate: float = Config.learning_rate,
@@ -120,6 +127,13 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -128,6 +142,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",

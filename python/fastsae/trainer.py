@@ -16,6 +16,7 @@ from fastsae.arrays import Rows
 from fastsae.checks import check_integer
 from fastsae.config import Config, TrainingConfig
 from fastsae.engine import Engine
+from fastsae.schedules import check_solver, steps_of
 from fastsae.stores import ArrayStore
 
 Weights = NDArray[np.float64] | None
@@ -186,7 +187,9 @@ class Trainer:
     ) -> None:
         state = self.state
         batch_size = min(self.training.batch_size or len(train), len(train))
-        n_batches = math.ceil(len(train) / batch_size)
+        n_batches = steps_of(len(train), batch_size, 1)
+        if self.engine.config.lr_total_steps is None:
+            self.engine.total_steps = max(1, n_batches * until_epoch)
         per_piece = _batches_per_piece(self.engine.config, batch_size)
         if state.rows_done % batch_size and state.rows_done != len(train):
             raise ValueError(f"batch_size: {batch_size} does not divide the {state.rows_done} rows done before")
@@ -423,6 +426,7 @@ def check_combination(
     if isinstance(goal, np.ndarray) and config.loss == "cross_entropy" and (goal.min() < 0 or goal.max() > 1):
         low, high = goal.min(), goal.max()
         raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], got them from {low:g} to {high:g}")
+    check_solver(config, training, one_pass=one_pass)
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")
