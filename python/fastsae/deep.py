@@ -17,7 +17,7 @@ from fastsae.config import BOUNDED_ACTIVATIONS, Config, Layer, LayerConfig, Trai
 from fastsae.engine import Engine
 from fastsae.estimators import SparseAutoencoder
 from fastsae.parts import first_layers, train_part
-from fastsae.stores import encoded
+from fastsae.stores import encoded, scaled
 from fastsae.trainer import Callback, Progress
 
 if TYPE_CHECKING:
@@ -294,8 +294,11 @@ class DeepAutoencoder(Autoencoder):
     ) -> None:
         if self._state.epoch or self._state.rows_done:
             return  # all layers are in training
-        while self._pretrained < self._engine.config.code_layer and (self.pretrain_epochs or self._current):
-            self._pretrain_layer(X, weights, progress)
+        if self._pretrained == self._engine.config.code_layer or not (self.pretrain_epochs or self._current):
+            return
+        with scaled(X, self._scaler, self._engine.config.dtype) as rows:
+            while self._pretrained < self._engine.config.code_layer:
+                self._pretrain_layer(rows, weights, progress)
 
     def _pretrain_layer(self, X: Any, weights: NDArray[np.float64] | None, progress: Progress | None) -> None:
         number, depth = self._pretrained + 1, self._engine.config.code_layer
@@ -332,6 +335,7 @@ class DeepAutoencoder(Autoencoder):
             "rho": layer.rho,
             "beta": layer.beta,
             "max_epochs": self.pretrain_epochs,
+            "scale": None,  # it sees rows that are scaled already
             "random_state": int(seed),
             "checkpoint": None,
             "callback": None,
@@ -447,6 +451,8 @@ class DeepAutoencoder(Autoencoder):
 def _pair(name: str, layer: Any) -> tuple[LayerConfig, LayerConfig]:
     if not isinstance(layer, Autoencoder) or not layer.__sklearn_is_fitted__():
         raise ValueError(f"{name}: expected a fitted autoencoder, got {type(layer).__name__}")
+    if layer._scaler is not None:
+        raise ValueError(f"{name}: expected scale=None, got {layer._scaler.kind!r}; scale X itself, or the whole's")
     layers = layer._engine.config.layers
     if len(layers) != 2 or not all(isinstance(one, LayerConfig) for one in layers):
         raise ValueError(f"{name}: expected one hidden layer, got {len(layers) - 1}")

@@ -485,8 +485,12 @@ class Engine:
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
         return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)
 
+    def output_for(self, rows: Rows, out: Any, n_cols: int) -> Rows:
+        """`out`, checked, or new memory for results of so many columns."""
+        return target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+
     def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
-        target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+        target = self.output_for(rows, out, n_cols)
         compute(rows, target)
         return target if out is None else out
 

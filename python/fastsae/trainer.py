@@ -16,6 +16,7 @@ from fastsae.arrays import Rows
 from fastsae.checks import check_integer
 from fastsae.config import Config, TrainingConfig
 from fastsae.engine import Engine
+from fastsae.scaling import Scaler, check_output
 from fastsae.schedules import check_solver, steps_of
 from fastsae.stores import ArrayStore
 
@@ -415,7 +416,13 @@ def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterato
 
 
 def check_combination(
-    config: Config, training: TrainingConfig, X: Any, targets: NDArray[Any] | None = None, *, one_pass: bool = False
+    config: Config,
+    training: TrainingConfig,
+    X: Any,
+    targets: NDArray[Any] | None = None,
+    *,
+    scaler: Scaler | None = None,
+    one_pass: bool = False,
 ) -> None:
     """Raise ValueError for options that are meaningful alone and not together, or not with these rows.
 
@@ -423,6 +430,10 @@ def check_combination(
     """
     _held_out_rows(X.shape[0], training.validation_fraction)
     name, goal = ("X", X) if targets is None else ("targets", targets)
+    if targets is None:
+        check_output(config, scaler)
+        if scaler is not None and config.loss == "cross_entropy":
+            goal = scaler.transform(np.stack([X.min(axis=0), X.max(axis=0)]), "float64")
     if isinstance(goal, np.ndarray) and config.loss == "cross_entropy" and (goal.min() < 0 or goal.max() > 1):
         low, high = goal.min(), goal.max()
         raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], got them from {low:g} to {high:g}")

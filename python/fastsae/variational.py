@@ -180,7 +180,7 @@ class VariationalAutoencoder(Autoencoder):
         except ValueError as error:
             raise ValueError(f"random_state: {error}") from None
         code = random.standard_normal((int(n_samples), self._engine.code_width))
-        reconstruction: Array = self._engine.decode(code)
+        reconstruction: Array = self.inverse_transform(code)
         return reconstruction
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -260,10 +260,12 @@ class VariationalAutoencoder(Autoencoder):
             part = slice(first, min(first + _ROWS, len(rows)))
             if isinstance(rows, DeviceArray):
                 block = self._engine.take(rows, np.arange(part.start, part.stop)).numpy()
+            elif self._scaler is not None:
+                block = self._scaler.transform_finite(rows[part], self.dtype, part.start)
             else:
                 block = np.ascontiguousarray(rows[part], self.dtype)
             if self.likelihood == "bernoulli" and (block.min() < 0 or block.max() > 1):
-                raise ValueError("X: likelihood='bernoulli' needs numbers in [0, 1]")
+                raise ValueError("X: likelihood='bernoulli' needs numbers in [0, 1], after scaling")
             yield part, block
 
     def _moments(self, block: Array) -> tuple[Array, Array]:
@@ -279,6 +281,8 @@ class VariationalAutoencoder(Autoencoder):
             return -losses
         variance = float(self.noise_std) ** 2
         constant = targets.shape[1] / 2 * math.log(2 * math.pi * variance)
+        if self._scaler is not None:  # the density of x from that of (x - center) / scale
+            constant += float(np.log(self._scaler.scale).sum())
         scores: NDArray[np.float64] = -losses / variance - constant
         return scores
 
