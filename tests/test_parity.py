@@ -176,6 +176,8 @@ def check_gradient(
 
 def is_kinked(config: Config) -> bool:
     """Whether a rounding error can flip a slope, after which two correct runs part."""
+    if config.weight_l1 or any(getattr(layer, "weight_l1", None) for layer in config.layers):
+        return True
     return any(
         activation == "relu" or (penalty == "l1" and activation in ("tanh", "identity")) or mode == "max"
         for activation, penalty, mode in (

@@ -59,7 +59,7 @@ def check_solver(config: Config, training: TrainingConfig, *, one_pass: bool) ->
                 )
     if one_pass and config.lr_schedule == "cosine" and config.lr_total_steps is None:
         raise ValueError(
-            "lr_total_steps: partial_fit does not know when lr_schedule='cosine' ends; expected an integer"
+            "lr_total_steps: expected an integer: partial_fit does not know when lr_schedule='cosine' ends"
         )
 
 
