@@ -87,10 +87,7 @@ def test_some_steps_are_limited_and_some_are_not(optimizer: str, device: str) ->
     assert min(norms) < 0.7 * max(norms)
     between = float(np.mean([min(norms), max(norms)]))
     for rows in (0, 3):
-        limited = two_layers(
-            "tanh", "none", optimizer=optimizer, learning_rate=0.1, dtype="float64", max_grad_norm=between
-        )
-        check_training(limited, device, full_batch_rows=rows)
+        check_training(dataclasses.replace(config, max_grad_norm=between), device, full_batch_rows=rows)
 
 
 def test_decoupled_decay_is_not_limited(device: str) -> None:
