@@ -472,7 +472,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
             As for `fit`.
         out : array, shape (n_rows, n_hidden), optional
             C-contiguous memory of the model's dtype to write to, a NumPy array or a tensor of `device`; nothing is
-            allocated then.
+            allocated then but what `scale` needs.
 
         Returns
         -------

@@ -89,8 +89,8 @@ class SparseAutoencoder(Autoencoder):
     scale : {"zscore", "minmax"} or None
         Standardise each column of X, or bring it to [0, 1], before the model sees it, by `center_` and `scale_` of the
         rows of `fit` (of the first call of `partial_fit`); see :mod:`fastsae.scaling`. ``zscore`` needs
-        ``output_activation="identity"``. `reconstruct` and `inverse_transform` give X's own units; losses and scores
-        are of scaled rows. X must be in host memory.
+        ``output_activation="identity"``. `reconstruct` and `inverse_transform` give X's own units; losses, scores and
+        weights are those of scaled rows. X must be in host memory.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -111,6 +111,8 @@ class SparseAutoencoder(Autoencoder):
 
     Attributes
     ----------
+    center_, scale_ : ndarray of float64, shape (n_features_in_,), or None
+        The model sees ``(x - center_) / scale_``; None with ``scale=None``.
     components_ : ndarray, shape (n_hidden, n_features_in_)
         W1: one filter per hidden unit.
     intercept_ : ndarray, shape (n_hidden,)

@@ -13,6 +13,7 @@ A constant column has the scale 1 and becomes 0, as in scikit-learn.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_ELEMENTS_AT_ONCE = 1 << 22
+_ELEMENTS_AT_ONCE = 1 << 22  # of which statistics are taken
+_ELEMENTS_IN_CACHE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,13 @@ class Scaler:
 
     def transform(self, rows: Array, dtype: str) -> Array:
         """Scaled rows in new memory; what is too large for `dtype` becomes infinite."""
+        scaled: Array = np.empty(rows.shape, dtype)
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = np.subtract(rows, self.center, dtype=np.float64)
-            scaled /= self.scale
-            return np.ascontiguousarray(scaled, dtype)
+            for piece in _pieces_of(rows, _ELEMENTS_IN_CACHE):
+                block = np.subtract(rows[piece], self.center, dtype=np.float64)
+                block /= self.scale
+                scaled[piece] = block
+        return scaled
 
     def transform_finite(self, rows: Array, dtype: str, first: int = 0) -> Array:
         """The same; ValueError for a row that is too far from those of `fit`. `first` is the number of the first."""
@@ -67,7 +72,8 @@ class Scaler:
     def invert(self, rows: Array) -> None:
         """Bring scaled rows back, in place."""
         with np.errstate(over="ignore", invalid="ignore"):
-            rows[...] = rows * self.scale + self.center
+            for piece in _pieces_of(rows, _ELEMENTS_IN_CACHE):
+                rows[piece] = rows[piece] * self.scale + self.center
 
 
 def check_output(config: Config, scaler: Scaler | None) -> None:
@@ -80,13 +86,18 @@ def check_output(config: Config, scaler: Scaler | None) -> None:
         )
 
 
-def _pieces(X: Array, weights: NDArray[np.float64] | None) -> Any:
-    """Rows in float64 with their weights; those of weight 0 are left out."""
-    at_once = max(1, _ELEMENTS_AT_ONCE // X.shape[1])
+def _pieces_of(X: Array, elements: int) -> Iterator[slice]:
+    at_once = max(1, elements // X.shape[1])
     for first in range(0, len(X), at_once):
-        rows, w = X[first : first + at_once], None
+        yield slice(first, first + at_once)
+
+
+def _weighted(X: Array, weights: NDArray[np.float64] | None) -> Iterator[tuple[Array, NDArray[np.float64] | None]]:
+    """Rows in float64 with their weights, piece by piece; those of weight 0 are left out."""
+    for piece in _pieces_of(X, _ELEMENTS_AT_ONCE):
+        rows, w = X[piece], None
         if weights is not None:
-            w = weights[first : first + at_once]
+            w = weights[piece]
             rows, w = rows[w > 0], w[w > 0]
         if len(rows):
             yield np.asarray(rows, np.float64), w
@@ -97,14 +108,14 @@ def _standard(X: Array, weights: NDArray[np.float64] | None) -> tuple[Array, Arr
 
     scaler = StandardScaler()
     with np.errstate(over="ignore", invalid="ignore"):
-        for rows, w in _pieces(X, weights):
+        for rows, w in _weighted(X, weights):
             scaler.partial_fit(rows, sample_weight=w)
     return scaler.mean_, np.where(np.isfinite(scaler.var_), scaler.scale_, np.nan)
 
 
 def _span(X: Array, weights: NDArray[np.float64] | None) -> tuple[Array, Array]:
     low, high = np.full(X.shape[1], np.inf), np.full(X.shape[1], -np.inf)
-    for rows, _ in _pieces(X, weights):
+    for rows, _ in _weighted(X, weights):
         low, high = np.fmin(low, np.fmin.reduce(rows)), np.fmax(high, np.fmax.reduce(rows))
     with np.errstate(over="ignore", invalid="ignore"):
         span = high - low
