@@ -13,7 +13,8 @@ After it, with ``s = t - 1 - w`` steps done,
 
 Steps are counted from the first one of a model, on through `resume` and `partial_fit`. Where `lr_total_steps` is None,
 T is the number of steps that `fit` and `resume` take in `max_epochs` epochs; `partial_fit` knows no end and needs a
-number. ``cpp/engine/optimizer.cpp`` and :mod:`fastsae.reference.schedules` have the formula, in double.
+number. A training of no more than w steps ends in its warm-up. The formula is in ``cpp/engine/optimizer.cpp`` and in
+:mod:`fastsae.reference.schedules`, in double.
 """
 
 from __future__ import annotations

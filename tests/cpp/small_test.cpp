@@ -151,7 +151,7 @@ void every_formula() {
   }
 }
 
-// Limits of the gradient that no step, some steps and every step of these is longer than.
+// Limits of the gradient far above, about and far below those of these steps.
 void every_update() {
   const Schedule schedules[] = {
       {}, {"constant", 6}, {"cosine", 0, 12, 0.1}, {"cosine", 4, 30, 0}, {"step", 2, 0, 0, 3, 0.5}};
