@@ -54,12 +54,16 @@ class Scaler:
     def transform(self, rows: Array, dtype: str) -> Array:
         """Scaled rows in new memory; what is too large for `dtype` becomes infinite."""
         scaled: Array = np.empty(rows.shape, dtype)
+        self.transform_into(scaled, rows)
+        return scaled
+
+    def transform_into(self, to: Array, rows: Array) -> None:
+        """The same in memory that there is."""
         with np.errstate(over="ignore", invalid="ignore"):
             for piece in _pieces_of(rows, _ELEMENTS_IN_CACHE):
                 block = np.subtract(rows[piece], self.center, dtype=np.float64)
                 block /= self.scale
-                scaled[piece] = block
-        return scaled
+                to[piece] = block
 
     def transform_finite(self, rows: Array, dtype: str, first: int = 0) -> Array:
         """The same; ValueError for a row that is too far from those of `fit`. `first` is the number of the first."""

@@ -49,12 +49,13 @@ class ArrayStore:
     def hold(self) -> None:
         """Keep the rows in the device's memory if there is room: for more than one pass over them."""
         if self._scaler is not None:
+            assert isinstance(self._X, np.ndarray)  # tensors of a device are not scaled
             dtype = np.dtype(self._engine.config.dtype)
             if self._X.shape[0] * self._X.shape[1] * dtype.itemsize > _BYTES_IN_MEMORY:
                 return
-            scaled = np.empty(self._X.shape, dtype)
-            _scale(self._X, self._scaler, scaled)
-            self._X, self._scaler = scaled, None
+            rows = np.empty(self._X.shape, dtype)
+            self._scaler.transform_into(rows, self._X)
+            self._X, self._scaler = rows, None
         held = self._engine.hold(self._X)
         if held is not None:
             self._X = held
@@ -116,7 +117,7 @@ def scaled(X: Any, scaler: Scaler | None, dtype: str) -> Iterator[Any]:
         yield X
         return
     with _room(X.shape, dtype) as rows:
-        _scale(X, scaler, rows)
+        scaler.transform_into(rows, X)
         yield rows
 
 
@@ -133,8 +134,3 @@ def _room(shape: tuple[int, int], dtype: str) -> Iterator[NDArray[Any]]:
         return
     with tempfile.TemporaryFile() as file:
         yield np.memmap(file, dtype, "w+", shape=shape)
-
-
-def _scale(X: Any, scaler: Scaler, to: NDArray[Any]) -> None:
-    for piece in pieces(len(X)):
-        to[piece] = scaler.transform(X[piece], to.dtype.name)
