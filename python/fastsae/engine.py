@@ -83,7 +83,7 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The optimiser's learning rate, from the next step on."""
+        """The optimiser's learning rate, from the next step on; a schedule multiplies it."""
         return self._core.learning_rate
 
     @learning_rate.setter
@@ -91,6 +91,16 @@ class Engine:
         check_real("learning_rate", value, 0.0)
         self._core.learning_rate = float(value)
         self.config = dataclasses.replace(self.config, learning_rate=float(value))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of the step with which ``lr_schedule="cosine"`` ends; None where it is not known."""
+        return self._core.total_steps or None
+
+    @total_steps.setter
+    def total_steps(self, value: int) -> None:
+        check_integer("total_steps", value, 1)
+        self._core.total_steps = int(value)
 
     @property
     def noise_seed(self) -> int:
@@ -433,6 +443,7 @@ class Engine:
             "device": self.device,
             "full_batch_rows": self._full_batch_rows,
             "steps": self.steps,
+            "total_steps": self.total_steps,
             "noise": (self.noise_seed, self.epoch),
             "tensors": tensors,
         }
@@ -445,6 +456,8 @@ class Engine:
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
+        if state["total_steps"] is not None:
+            self.total_steps = state["total_steps"]
         self.noise_seed, self.epoch = state["noise"]
 
     def rows(self, name: str, value: Any, n_cols: int) -> Rows:
@@ -472,8 +485,12 @@ class Engine:
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
         return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)
 
+    def output_for(self, rows: Rows, out: Any, n_cols: int) -> Rows:
+        """`out`, checked, or new memory for results of so many columns."""
+        return target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+
     def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
-        target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+        target = self.output_for(rows, out, n_cols)
         compute(rows, target)
         return target if out is None else out
 
