@@ -6,7 +6,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'set_num_threads']
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'product_provider', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -179,6 +179,10 @@ def num_threads() -> int:
 def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False, repeats: typing.SupportsInt | typing.SupportsIndex = 1) -> float:
     """
     out = a b, or out += a b, on the CPU; returns the seconds that one took.
+    """
+def product_provider(transpose_a: bool, transpose_b: bool, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, dtype: typing.Any) -> str:
+    """
+    Who computes an (m x k) by (k x n) product on the CPU: 'blas', or 'panels' of our own.
     """
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
