@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae._core import DeviceArray, DeviceError
+from fastsae._core import DeviceArray, DeviceError, is_readable
 from fastsae.arrays import (
     Array,
     Rows,
@@ -24,7 +24,6 @@ from fastsae.arrays import (
     device_rows,
     is_elsewhere,
     is_of,
-    readable,
     rows_for,
     target_for,
 )
@@ -70,6 +69,7 @@ class Engine:
         if device.startswith("cuda"):
             cuda_blas()
         self._core = _core.Engine(config.core(), device, full_batch_rows)
+        self._code_width = self._core.code_width
 
     @property
     def steps(self) -> int:
@@ -115,7 +115,7 @@ class Engine:
     @property
     def code_width(self) -> int:
         """Number of units of the code."""
-        return self._core.code_width
+        return self._code_width
 
     def step(
         self,
@@ -257,7 +257,7 @@ class Engine:
         KeyboardInterrupt
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
-        return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+        return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self._code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
@@ -311,7 +311,7 @@ class Engine:
         rows = as_array("X", X)
         if rows.ndim != 2 or rows.shape[1] != self.config.n_features:
             rows = as_rows("X", rows, self.config.n_features)  # says what is wrong
-        held = self._core.view(rows) if readable(rows) else None
+        held = self._core.view(rows) if is_readable(rows, self.config.n_features) else None
         if held is not None:
             return held
         if not self._core.has_room(rows.size * np.dtype(self.config.dtype).itemsize):
@@ -463,6 +463,8 @@ class Engine:
 
     def weights(self, value: Any, n_rows: int) -> NDArray[np.float64] | None:
         """Weights of rows, checked."""
+        if value is None:
+            return None
         # Their sums are made on the host: those of a device come over once.
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
 
