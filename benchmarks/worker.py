@@ -6,6 +6,7 @@ Requests are ``prepare`` a row, run a ``slice`` of it, ``release``.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -63,6 +64,24 @@ class Worker(ABC):
         took, steps = self.timed(max(1, round(seconds / self.seconds_per_step)))
         self.seconds_per_step = took / steps
         return {"seconds_per_step": took / steps, "steps": steps}
+
+
+class Repeated(Worker):
+    """One that calls `work`, which makes `each` steps."""
+
+    work: Callable[[], object]
+    each = 1
+
+    def run(self, steps: int) -> int:
+        calls = -(-steps // self.each)
+        for _ in range(calls):
+            self.work()
+        synchronize(self.device)
+        return calls * self.each
+
+    def release(self) -> None:
+        del self.work
+        gc.collect()
 
 
 def on_device(array: np.ndarray, device: str) -> tuple[Any, str]:
