@@ -17,12 +17,10 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from encode_workers import PERCENTILES
-from race import TOLERANCE, Bench, Row, loads, missing_peers, race_parser, racing, take_versions
+from race import TOLERANCE, Bench, Row, loads, missing_peers, outcome, race_parser, racing, take_versions
 from report import report
 from tables import encode_table
 
@@ -75,18 +73,9 @@ def main() -> None:
                 versions |= found
                 missing |= errors
         calls = bench.race(STEPS, ["step calls"])["step calls"]
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "dtype": "float32",
-        "threads": bench.threads,
-        "rounds": options.rounds,
-        "seconds_of_a_turn": options.slice,
-        "percentiles": PERCENTILES,
-        "rows": rows,
-        "step_call": {**STEPS, "step_seconds": statistics.median(calls["rounds"]), **medians(calls["turns"])},
-        "missing": missing,
-        "contenders": versions,
-    }
+    step_call = {**STEPS, "step_seconds": statistics.median(calls["rounds"]), **medians(calls["turns"])}
+    more = {"dtype": "float32", "threads": bench.threads, "missing": missing, "step_call": step_call}
+    result = outcome(options, rows, versions, **more)
     report(result, options.output)
     print(encode_table(result))
     if not all(row["same_code"] for row in rows):

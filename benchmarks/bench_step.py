@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from race import (
     losses,
     median_of,
     missing_peers,
+    outcome,
     race_parser,
     racing,
     take_versions,
@@ -152,15 +152,7 @@ def main() -> None:
                     measured, found = measure(bench, row, ours, peak["flops_per_second"])
                     rows.append({**measured, **loads(load)})
                     versions |= found
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "rounds": options.rounds,
-        "seconds_of_a_turn": options.slice,
-        "rows": rows,
-        "left_out": left_out,
-        "peaks": peaks,
-        "contenders": versions,
-    }
+    result = outcome(options, rows, versions, left_out=left_out, peaks=peaks)
     report(result, options.output)
     print(step_table(result))
     if not all(row["same_losses"] for row in rows):

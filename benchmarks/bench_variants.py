@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from race import (
     loads,
     losses,
     median_of,
+    outcome,
     race_parser,
     racing,
     take_versions,
@@ -96,16 +96,7 @@ def main() -> None:
                 measured, found = measure(bench, row, Path(folder))
                 rows.append({**measured, **loads(load)})
                 versions |= found
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": options.device,
-        "dtype": "float32",
-        "threads": bench.threads,
-        "rounds": options.rounds,
-        "seconds_of_a_turn": options.slice,
-        "rows": rows,
-        "contenders": versions,
-    }
+    result = outcome(options, rows, versions, device=options.device, dtype="float32", threads=bench.threads)
     report(result, options.output)
     print(variants_table(result))
     if not all(row["same_losses"] for row in rows):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from product_workers import torch_versions
+from frameworks import torch_versions
 from worker import Arrays, Repeated, Row, Worker, serve
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9}
@@ -73,10 +73,6 @@ class Encoding(Repeated):
         took = np.concatenate(each)
         tail = {name: float(np.percentile(took, at)) for name, at in PERCENTILES.items()}
         return {"seconds_per_step": float(np.median(took)), "calls_per_second": len(took) / seconds, **tail}
-
-    def release(self) -> None:
-        del self.calls
-        super().release()
 
 
 class Ours(Encoding):
@@ -184,9 +180,6 @@ class StepCalls(Worker):
         over = statistics.median(loop - epoch for loop, epoch in zip(loops, epochs, strict=True))
         steps = len(self.parts)
         return {"seconds_per_step": statistics.median(epochs) / steps, "overhead_seconds": over / steps}
-
-    def release(self) -> None:
-        del self.engine, self.X, self.parts
 
 
 def engine_of(row: Row) -> Any:

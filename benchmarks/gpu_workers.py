@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import step_workers
-from product_workers import torch_versions, use_precision
+from frameworks import ByTorch, use_precision
 from step_workers import Ours, precision_here
 from worker import Repeated, Row, Worker, as_numpy, on_device, serve, synchronize
 
@@ -57,15 +57,8 @@ class OurSelection(Ours):
         return steps
 
 
-class TorchSelection(Repeated):
+class TorchSelection(ByTorch, Repeated):
     """The product, then torch.topk; or the product alone."""
-
-    def __init__(self, device: str, way: str) -> None:
-        super().__init__(device)
-        self.way = way
-
-    def versions(self) -> dict[str, str]:
-        return torch_versions()
 
     def setup(self, row: Row) -> dict[str, Any]:
         import torch

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from frameworks import torch_versions, use_precision
 from worker import Repeated, Row, synchronize
 
 
@@ -40,20 +41,6 @@ def by_numpy(row: Row, device: str) -> Provider:
 
 #: By the first words of their workers' names.
 PROVIDERS: dict[str, Callable[[Row, str], Provider]] = {"torch": by_torch, "numpy": by_numpy}
-
-
-def use_precision(row: Row) -> None:
-    """Full float32 or TF32 in PyTorch's products."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = row["precision"] == "tf32"
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
-def torch_versions() -> dict[str, str]:
-    import torch
-
-    return {"torch": torch.__version__, "torch_cuda": str(torch.version.cuda)}
 
 
 class Multiplying(Repeated):

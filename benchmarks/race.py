@@ -213,6 +213,20 @@ def take_versions(results: dict[str, dict[str, Any]]) -> dict[str, str]:
     return versions
 
 
+def outcome(
+    options: argparse.Namespace, rows: list[dict[str, Any]], versions: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    """What results of races begin with."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        **more,
+        "rounds": options.rounds,
+        "seconds_of_a_turn": options.slice,
+        "rows": rows,
+        "contenders": versions,
+    }
+
+
 def loads(before: float) -> dict[str, float]:
     """What others run on the machine makes figures rougher."""
     return {"load_before": round(before, 1), "load_after": round(os.getloadavg()[0], 1)}

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import product_workers
-from product_workers import torch_versions, use_precision
+from frameworks import ByJax, ByTorch, use_precision
 from worker import CHECKED_STEPS, Arrays, Row, Worker, on_device, serve, synchronize
 
 RHO, BETA, DECAY = 0.05, 3.0, 1e-4
@@ -90,9 +89,6 @@ class Ours(Worker):
             self.engine.run_epoch(self.X, None, self.batch)
         return epochs * self.batches
 
-    def release(self) -> None:
-        del self.engine, self.X
-
 
 class OursWithMkl(Ours):
     """The same by a build with another BLAS."""
@@ -114,15 +110,8 @@ def precision_here(row: Row, device: str) -> str:
 # --- PyTorch ---
 
 
-class Torch(Worker):
+class Torch(ByTorch):
     """The step by autograd and Adam, in one of several ways."""
-
-    def __init__(self, device: str, way: str) -> None:
-        super().__init__(device)
-        self.way = way
-
-    def versions(self) -> dict[str, str]:
-        return torch_versions()
 
     def setup(self, row: Row) -> dict[str, Any]:
         import torch
@@ -208,38 +197,18 @@ class Torch(Worker):
         synchronize(self.device)
         return steps
 
-    def release(self) -> None:
-        import torch
-
-        for name in ("X", "p", "adam", "cost_of", "step"):
-            self.__dict__.pop(name, None)
-        gc.collect()
-        torch._dynamo.reset()
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
-
 
 # --- JAX ---
 
 
-class Jax(Worker):
+class Jax(ByJax):
     """The step by hand-written backpropagation under jit; with `scan`, an epoch at a time."""
-
-    def __init__(self, device: str, way: str) -> None:
-        super().__init__(device)
-        self.way = way
-
-    def versions(self) -> dict[str, str]:
-        import jax
-
-        return {"jax": jax.__version__, "jax_backend": jax.default_backend()}
 
     def setup(self, row: Row) -> dict[str, Any]:
         import jax
         import jax.numpy as jnp
 
-        if self.device != "cpu" and jax.default_backend() != "gpu":
-            raise RuntimeError(f"JAX computes on {jax.default_backend()} here")
+        self.check_device()
         X, parameters = problem(row)
         n, self.batches = row["batch"], row["batches"]
         low = row["precision"] == "bf16"
@@ -310,14 +279,6 @@ class Jax(Worker):
                 self.done += 1
         jax.block_until_ready(self.state)
         return steps
-
-    def release(self) -> None:
-        import jax
-
-        for name in ("state", "X", "pieces", "one", "epoch"):
-            self.__dict__.pop(name, None)
-        jax.clear_caches()
-        gc.collect()
 
 
 WAYS: dict[str, tuple[Callable[..., Worker], tuple[str, ...]]] = {

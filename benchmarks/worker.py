@@ -29,6 +29,7 @@ class Worker(ABC):
     def __init__(self, device: str) -> None:
         self.device = device
         self.seconds_per_step = 0.0
+        self.lasting: frozenset[str] = frozenset()
 
     @abstractmethod
     def versions(self) -> dict[str, str]: ...
@@ -41,11 +42,13 @@ class Worker(ABC):
     def run(self, steps: int) -> int:
         """At least so many steps, finished when this returns; how many they were."""
 
-    @abstractmethod
     def release(self) -> None:
         """Forget the row."""
+        self.__dict__ = {name: value for name, value in vars(self).items() if name in self.lasting}
+        gc.collect()
 
     def prepare(self, row: Row) -> dict[str, Any]:
+        self.lasting = self.lasting or frozenset(vars(self))
         checked = self.setup(row)
         self.run(1)
         steps, seconds = 1, 0.0
@@ -78,10 +81,6 @@ class Repeated(Worker):
             self.work()
         synchronize(self.device)
         return calls * self.each
-
-    def release(self) -> None:
-        del self.work
-        gc.collect()
 
 
 def on_device(array: np.ndarray, device: str) -> tuple[Any, str]:
