@@ -170,32 +170,37 @@ def committed(name: str) -> dict[str, Any] | None:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Ratios by size, one panel for each precision and number of threads; needs matplotlib."""
+    """Ratios by size: precisions down, numbers of threads across; needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = sorted(
-        {(row["precision"], row["threads"]) for row in result["rows"]}, key=lambda p: (p[0] != "fp32", p[1])
-    )
-    with plt.rc_context({"svg.hashsalt": "fastsae", "font.size": 9, "svg.fonttype": "path"}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(1 + 3.4 * len(panels), 3.6), sharey=True, squeeze=False)
-        for axis, (precision, threads) in zip(axes[0], panels, strict=True):
-            rows = [row for row in result["rows"] if (row["precision"], row["threads"]) == (precision, threads)]
-            names = [f"{STEP['model'](row)}\nbatch {row['batch']}" for row in rows]
-            for (group, title), marker in zip(PEERS.items(), "os^", strict=True):
-                at = [i for i, row in enumerate(rows) if group in row["times_faster_than"]]
-                axis.plot([rows[i]["times_faster_than"][group] for i in at], at, marker, label=title, alpha=0.85)
-            axis.axvline(1, color="0.3", linewidth=1)
-            axis.set(xscale="log", title=f"{precision}, {threads_of({'threads': threads})}", xlabel="times faster")
-            axis.set_yticks(range(len(rows)), names)
-            axis.set_ylim(len(rows) - 0.5, -0.5)
-            axis.grid(axis="both", which="major", color="0.9")
-            axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-            axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        axes[0][-1].legend(loc="best", frameon=False)
-        figure.tight_layout()
+    rows = result["rows"]
+    down, across = [list(dict.fromkeys(row[key] for row in rows)) for key in ("precision", "threads")]
+    names = list(dict.fromkeys(f"{STEP['model'](row)}, {row['batch']} rows" for row in rows))
+    style = {"svg.hashsalt": "fastsae", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    with plt.rc_context(style):
+        size = (1.6 + 3.2 * len(across), 0.7 + (0.5 + 0.24 * len(names)) * len(down))
+        shape = {"nrows": len(down), "ncols": len(across), "sharex": True, "sharey": True, "squeeze": False}
+        figure, axes = plt.subplots(**shape, figsize=size, layout="constrained")
+        for i, precision in enumerate(down):
+            for axis, threads in zip(axes[i], across, strict=True):
+                shown = [row for row in rows if (row["precision"], row["threads"]) == (precision, threads)]
+                for (group, title), look in zip(PEERS.items(), ("oC0", "sC1", "^C2"), strict=True):
+                    there = [row for row in shown if group in row["times_faster_than"]]
+                    at = [names.index(f"{STEP['model'](row)}, {row['batch']} rows") for row in there]
+                    axis.plot([row["times_faster_than"][group] for row in there], at, look, label=title, ms=5)
+                axis.set(xscale="log", title=f"{precision}, {threads_of({'threads': threads})}")
+                axis.set_yticks(range(len(names)), names)
+                axis.axvline(1, color="0.3", linewidth=1)
+                axis.grid(color="0.9")
+                axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+                axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+                axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes[0][0].set_ylim(len(names) - 0.5, -0.5)
+        figure.supxlabel("times faster than these")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, facecolor="white", metadata={"Date": None})
         plt.close(figure)

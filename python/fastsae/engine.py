@@ -69,7 +69,6 @@ class Engine:
         if device.startswith("cuda"):
             cuda_blas()
         self._core = _core.Engine(config.core(), device, full_batch_rows)
-        self._code_width = self._core.code_width
 
     @property
     def steps(self) -> int:
@@ -115,7 +114,7 @@ class Engine:
     @property
     def code_width(self) -> int:
         """Number of units of the code."""
-        return self._code_width
+        return self._core.code_width
 
     def step(
         self,
@@ -257,7 +256,7 @@ class Engine:
         KeyboardInterrupt
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
-        return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self._code_width)
+        return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
