@@ -93,6 +93,9 @@ class Ours(Worker):
 class OursWithMkl(Ours):
     """The same by a build with another BLAS."""
 
+    def versions(self) -> dict[str, str]:
+        return {"fastsae_with_mkl": super().versions()["fastsae"]}
+
     def setup(self, row: Row) -> dict[str, Any]:
         from fastsae import _core
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsae import Config, LayerConfig
+from fastsae import Config, LayerConfig, _core
 from fastsae.reference import Layered
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -103,6 +103,28 @@ def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
     assert "ValueError" in failed["error"]
     assert "error" in turn
     assert "loss" in ready
+
+
+def test_a_worker_forgets_a_row_and_takes_another() -> None:
+    other = {**ROW, "features": 6, "batches": 3}
+    first, released, turn, second, again = ask(
+        "ours",
+        {"do": "prepare", "row": ROW},
+        {"do": "release"},
+        {"do": "slice", "seconds": 0.01},
+        {"do": "prepare", "row": other},
+        {"do": "slice", "seconds": 0.01},
+    )
+    assert released == {}
+    assert "AttributeError" in turn["error"]
+    assert second["loss"] != first["loss"]
+    assert again["steps"] % other["batches"] == 0
+
+
+@pytest.mark.skipif("MKL" in _core.blas(), reason="built with MKL")
+def test_mkl_is_a_build_with_mkl() -> None:
+    (refused,) = ask("mkl", {"do": "prepare", "row": ROW})
+    assert f"built with MKL, got {_core.blas()}" in refused["error"]
 
 
 VARIANTS = ("deep", "conv", "variational", "contractive")
