@@ -278,6 +278,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   });
 
   bind_device_array(m);
+  bind_arrays(m);
 
   py::class_<Engine> engine(m, "Engine");
   engine.def(py::init(&make_engine), py::arg("config"), py::arg("device"), py::arg("full_batch_rows") = 0)

@@ -187,7 +187,8 @@ class Engine {
   }
   Arena control_;
   StepMemory memory_;
-  std::vector<Rows> in_flight_;  // steps begun and not yet settled
+  std::vector<Rows> in_flight_,
+      settling_;  // steps begun and not yet settled; those whose outcome is looked at
   std::int64_t steps_ = 0, noise_seed_ = 0, epoch_ = 0;
   Metrics metrics_;
 };

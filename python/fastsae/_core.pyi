@@ -6,7 +6,11 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
+<<<<<<< HEAD
 __all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'product_provider', 'set_num_threads']
+=======
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'is_readable', 'is_writable', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+>>>>>>> bench
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -170,6 +174,14 @@ def cuda_unavailable_reason() -> str:
     ...
 def devices() -> list[str]:
     ...
+def is_readable(X: typing.Any, cols: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Whether X is an array of so many columns whose rows are read where they are.
+    """
+def is_writable(out: typing.Any, X: numpy.ndarray, cols: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> bool:
+    """
+    Whether out is an array that so many numbers for each row of X are written to where it is.
+    """
 def isa() -> str:
     ...
 def kernel_names() -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae._core import DeviceArray, DeviceError
+from fastsae._core import DeviceArray, DeviceError, is_readable
 from fastsae.arrays import (
     Array,
     Rows,
@@ -24,7 +24,6 @@ from fastsae.arrays import (
     device_rows,
     is_elsewhere,
     is_of,
-    readable,
     rows_for,
     target_for,
 )
@@ -321,7 +320,7 @@ class Engine:
         rows = as_array("X", X)
         if rows.ndim != 2 or rows.shape[1] != self.config.n_features:
             rows = as_rows("X", rows, self.config.n_features)  # says what is wrong
-        held = self._core.view(rows) if readable(rows) else None
+        held = self._core.view(rows) if is_readable(rows, self.config.n_features) else None
         if held is not None:
             return held
         if not self._core.has_room(rows.size * np.dtype(self.config.dtype).itemsize):
@@ -476,6 +475,8 @@ class Engine:
 
     def weights(self, value: Any, n_rows: int) -> NDArray[np.float64] | None:
         """Weights of rows, checked."""
+        if value is None:
+            return None
         # Their sums are made on the host: those of a device come over once.
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae._core import DeviceArray
-from fastsae.arrays import Rows, as_rows, is_elsewhere, readable
+from fastsae._core import DeviceArray, is_readable
+from fastsae.arrays import Rows, as_rows, is_elsewhere
 from fastsae.engine import Engine
 from fastsae.scaling import Scaler
 
@@ -62,7 +62,8 @@ class ArrayStore:
 
     def piece(self, order: Order) -> tuple[Rows, Order | None]:
         """A chunk of rows and the order to take them in, for :meth:`fastsae.Engine.run_epoch`."""
-        if self._scaler is None and (isinstance(self._X, DeviceArray) or readable(self._X)):
+        in_place = isinstance(self._X, DeviceArray) or is_readable(self._X, self._X.shape[1])
+        if self._scaler is None and in_place:
             return self._X, order
         return self.rows(order), None
 
