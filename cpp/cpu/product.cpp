@@ -51,7 +51,10 @@ void by_panels(const Product<S>& p, const Tensor& out, const Kernel* kernel, Sum
   const PanelProduct<S> product(p);
   const Even blocks = sum_blocks(p.m);
   const std::int64_t tasks = std::clamp<std::int64_t>(p.m * p.n * p.k / kTaskTerms, 1, threads_here());
+  // Few rows are shared by columns, unless these are summed.
   const Even groups{blocks.parts, std::min(tasks, blocks.parts)};
+  const bool sums_rows = kernel != nullptr && kernel->pass == Pass::row_sum;
+  const std::int64_t col_tasks = sums_rows ? 1 : tasks / groups.parts;
   Summing pass(kernel, out, blocks.parts, product.col_chunks(), scratch, sums);
   Scratch::Lease lease(scratch, doubles_for<S>(product.packed_size()));
   S* const packed = aligned<S>(lease.data());
@@ -63,11 +66,12 @@ void by_panels(const Product<S>& p, const Tensor& out, const Kernel* kernel, Sum
     } else {
       for (std::int64_t piece = 0; piece < pieces; ++piece) pack(piece);
     }
-    const Range cols = product.cols(chunk);
-    parallel(groups.parts, [&](std::int64_t group) {
-      const Range mine = groups[group];
-      product.run(chunk, {blocks[mine.begin].begin, blocks[mine.end - 1].end}, packed);
+    const Even col_groups{product.panels(chunk), std::min(col_tasks, product.panels(chunk))};
+    parallel(groups.parts * col_groups.parts, [&](std::int64_t task) {
+      const Range mine = groups[task / col_groups.parts], panels = col_groups[task % col_groups.parts];
+      product.run(chunk, {blocks[mine.begin].begin, blocks[mine.end - 1].end}, panels, packed);
       if (!product.finishes(chunk)) return;
+      const Range cols = product.cols(chunk, panels);
       for (std::int64_t block = mine.begin; block < mine.end; ++block)
         pass.run({blocks[block].begin, blocks[block].end, cols.begin, cols.end}, block,
                  product.col_chunk(chunk));
