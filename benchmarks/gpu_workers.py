@@ -136,8 +136,9 @@ class OurSelection(Ours):
 
 
 def precision_here(row: Row, device: str) -> str:
-    """fastsae's name of the precision; the CPU has one."""
-    return {"fp32": "full"}.get(row["precision"], row["precision"]) if device != "cpu" else "full"
+    """fastsae's name of the precision; the CPU has no tf32."""
+    name = {"fp32": "full"}.get(row["precision"], row["precision"])
+    return "full" if device == "cpu" and name == "tf32" else name
 
 
 # --- PyTorch ---

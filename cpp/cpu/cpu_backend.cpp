@@ -11,6 +11,7 @@
 
 #include "backend/convert.h"
 #include "core/error.h"
+#include "cpu/bf16.h"
 #include "cpu/blas.h"
 #include "cpu/float_mode.h"
 #include "cpu/images.h"
@@ -105,7 +106,7 @@ class Summing {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(Poll poll) : poll_(std::move(poll)) { (void)isa(); }
+  CpuBackend(Precision precision, Poll poll) : precision_(precision), poll_(std::move(poll)) { (void)isa(); }
 
   bool reads_host_memory() const override { return true; }
 
@@ -168,7 +169,7 @@ class CpuBackend final : public Backend {
   }
 
   void encode_select(const Selection& selection) override {
-    cpu::encode_select(selection, scratch_,
+    cpu::encode_select(selection, precision_, scratch_,
                        [this](std::int64_t count, const Pool::Task& task) { parallel(count, task); });
   }
 
@@ -276,7 +277,7 @@ class CpuBackend final : public Backend {
     S* const partial = reinterpret_cast<S*>(lease.data());
     parallel(parts.parts, [&](std::int64_t part) {
       const Range k = parts[part];
-      gemm(a.transposed, b.transposed, out.rows, out.cols, k.end - k.begin, at<S>(a, 0, k.begin),
+      gemm(precision_, a.transposed, b.transposed, out.rows, out.cols, k.end - k.begin, at<S>(a, 0, k.begin),
            a.tensor.stride, at<S>(b, k.begin, 0), b.tensor.stride, S(0), partial + part * size, out.cols);
     });
     for (std::int64_t row = 0; row < out.rows; ++row) {
@@ -304,9 +305,9 @@ class CpuBackend final : public Backend {
     parallel(tiles.count(), [&](std::int64_t tile) {
       const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
       const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
-      gemm(a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner, at<S>(a, r.begin, 0),
-           a.tensor.stride, at<S>(b, 0, c.begin), b.tensor.stride, accumulate ? S(1) : S(0),
-           &out.view<S>()(r.begin, c.begin), out.stride);
+      gemm(precision_, a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner,
+           at<S>(a, r.begin, 0), a.tensor.stride, at<S>(b, 0, c.begin), b.tensor.stride,
+           accumulate ? S(1) : S(0), &out.view<S>()(r.begin, c.begin), out.stride);
       pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
     });
     pass.finish();
@@ -314,11 +315,14 @@ class CpuBackend final : public Backend {
 
   Pool pool_;
   Scratch scratch_;
+  const Precision precision_;
   const Poll poll_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(Poll poll) { return std::make_unique<CpuBackend>(std::move(poll)); }
+std::unique_ptr<Backend> make_cpu_backend(Precision precision, Poll poll) {
+  return std::make_unique<CpuBackend>(precision, std::move(poll));
+}
 
 }  // namespace fastsae::cpu
