@@ -101,5 +101,9 @@ void set_num_threads(int count) { cpu::set_num_threads(count); }
 void limit_threads_here(int count) { cpu::limit_threads_here(count); }
 const char* isa_name() { return cpu::isa_name(cpu::isa()); }
 const char* blas_name() { return cpu::blas_name(); }
+std::optional<std::string> bf16_unit() {
+  if (const char* name = cpu::bf16_unit()) return name;
+  return {};
+}
 
 }  // namespace fastsae

@@ -1,6 +1,7 @@
 // What holds for the whole process, whatever engines it has.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,5 +22,7 @@ void limit_threads_here(int count);
 // The instruction set and the BLAS that CPU work uses, for reports.
 const char* isa_name();
 const char* blas_name();
+// What multiplies bfloat16 on the CPU, if anything does.
+std::optional<std::string> bf16_unit();
 
 }  // namespace fastsae

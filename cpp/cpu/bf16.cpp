@@ -1,5 +1,6 @@
 #include "cpu/bf16.h"
 
+#include <cstring>
 #include <memory>
 
 #include "cpu/bf16_blocks.h"
@@ -23,7 +24,7 @@ namespace {
   return count >= 16 ? 0xffffu : count <= 0 ? 0u : (1u << count) - 1;
 }
 
-// 16 lines of 16 words become columns.
+// 16 lines of 16 words become columns. (All lanes are kept: GCC warns of its own header in the forms without a mask.)
 [[gnu::target("avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma"), gnu::always_inline]] inline void transpose(
     __m512i (&line)[16]) {
   __m512i pair[16], four[16];
@@ -125,7 +126,9 @@ template <int kRowCount, int kVectors>
       for (int v = 0; v < kVectors; ++v) right[v] = (__m512bh)_mm512_load_si512(b + v * strip);
 #pragma GCC unroll 8
       for (int r = 0; r < kRowCount; ++r) {
-        const auto left = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(a + r * kDepth));
+        int two;
+        std::memcpy(&two, a + r * kDepth, sizeof two);
+        const auto left = (__m512bh)_mm512_set1_epi32(two);
 #pragma GCC unroll 3
         for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
       }
