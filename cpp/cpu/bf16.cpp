@@ -51,46 +51,40 @@ namespace {
   }
 }
 
-// One strip. Lines along the inner dimension are rounded to 16 pairs each, lines across it are rounded and
-// interleaved to a pair for each row or column; either is one factor's order and the other's transposed.
+// One block. Lines along the inner dimension are rounded to 16 pairs each, lines across it are rounded and interleaved
+// to a pair for each row or column; either is one factor's order and the other's transposed.
 template <bool kAlong, bool kPairs>
 [[gnu::target("avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma")]] void run_avx512(const Lines& lines,
                                                                                   std::int64_t count,
                                                                                   std::int64_t depth,
                                                                                   Bf16* to) {
-  alignas(64) static constexpr std::uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                                21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                                11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i interleave = _mm512_load_si512(kInterleave);
-  const std::int64_t stride = lines.stride;
-  for (std::int64_t k = 0; k < depth; k += kDepth, to += kBlock) {
-    __m512i line[16];
-    if constexpr (kAlong) {
-      const auto low = static_cast<__mmask16>(lanes(depth - k)),
-                 high = static_cast<__mmask16>(lanes(depth - k - 16));
+  __m512i line[16];
+  const float* from = lines.data;
+  if constexpr (kAlong) {
+    const auto low = static_cast<__mmask16>(lanes(depth)), high = static_cast<__mmask16>(lanes(depth - 16));
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const float* from = lines.data + i * stride + k;
-        line[i] = i >= count ? _mm512_setzero_si512()
-                             : (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, from + 16),
-                                                            _mm512_maskz_loadu_ps(low, from));
-      }
-    } else {
-      const auto present = static_cast<__mmask16>(lanes(count));
-#pragma GCC unroll 16
-      for (int p = 0; p < 16; ++p) {
-        const std::int64_t even = k + 2 * p;
-        const float* from = lines.data + even * stride;
-        const __m512 first = even < depth ? _mm512_maskz_loadu_ps(present, from) : _mm512_setzero_ps();
-        const __m512 second =
-            even + 1 < depth ? _mm512_maskz_loadu_ps(present, from + stride) : _mm512_setzero_ps();
-        line[p] = _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-      }
+    for (int i = 0; i < 16; ++i, from += lines.stride) {
+      line[i] = i >= count ? _mm512_setzero_si512()
+                           : (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, from + 16),
+                                                          _mm512_maskz_loadu_ps(low, from));
     }
-    if constexpr (kAlong == kPairs) transpose(line);
+  } else {
+    alignas(64) static constexpr std::uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                                  21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                                  11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i interleave = _mm512_load_si512(kInterleave);
+    const auto present = static_cast<__mmask16>(lanes(count));
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * kDepth, line[i]);
+    for (int k = 0; k < 32; k += 2, from += 2 * lines.stride) {
+      const __m512 even = k < depth ? _mm512_maskz_loadu_ps(present, from) : _mm512_setzero_ps();
+      const __m512 odd =
+          k + 1 < depth ? _mm512_maskz_loadu_ps(present, from + lines.stride) : _mm512_setzero_ps();
+      line[k / 2] = _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+    }
   }
+  if constexpr (kAlong == kPairs) transpose(line);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * kDepth, line[i]);
 }
 
 struct PackBf16 {

@@ -49,26 +49,37 @@ struct BlockProduct {
   std::int64_t strip() const { return blocks() * kBlock; }  // numbers in one strip
 };
 
+// Rounds `count` lines by `depth` numbers into blocks, those of a strip one after the other. Lines that go across the
+// inner dimension are read from end to end: a strip of them would take one piece out of each.
+template <class Unit>
+void pack_blocks(const Unit& unit, const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth,
+                 Bf16* to) {
+  const std::int64_t strips = (count + kStrip - 1) / kStrip, blocks = (depth + kDepth - 1) / kDepth;
+  const auto pack = [&](std::int64_t strip, std::int64_t block) {
+    const std::int64_t i = strip * kStrip, k = block * kDepth;
+    unit.pack(lines.at(i, k), pairs, std::min(kStrip, count - i), std::min(kDepth, depth - k),
+              to + (strip * blocks + block) * kBlock);
+  };
+  const std::int64_t outer = lines.along ? strips : blocks, inner = lines.along ? blocks : strips;
+  for (std::int64_t o = 0; o < outer; ++o) {
+    for (std::int64_t i = 0; i < inner; ++i) lines.along ? pack(o, i) : pack(i, o);
+  }
+}
+
 template <class Unit>
 void multiply_blocked(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                       std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
                       std::int64_t ldc, PackedBf16& packed) {
   const Unit unit;
   const Lines left{a, lda, !ta}, right{b, ldb, tb};
-  const auto pack = [&](const Lines& lines, bool pairs, std::int64_t first, std::int64_t count,
-                        std::int64_t k0, std::int64_t depth, Bf16* to) {
-    const std::int64_t strip = (depth + kDepth - 1) / kDepth * kBlock;
-    for (std::int64_t i = 0; i < count; i += kStrip, to += strip)
-      unit.pack(lines.at(first + i, k0), pairs, std::min(kStrip, count - i), depth, to);
-  };
   for (std::int64_t j = 0; j < n; j += kCols) {
     const std::int64_t cols = std::min(kCols, n - j);
     for (std::int64_t l = 0; l < k; l += kInner) {
       const std::int64_t depth = std::min(kInner, k - l);
-      pack(right, true, j, cols, l, depth, packed.b);
+      pack_blocks(unit, right.at(j, l), true, cols, depth, packed.b);
       for (std::int64_t i = 0; i < m; i += kRows) {
         const std::int64_t rows = std::min(kRows, m - i);
-        pack(left, false, i, rows, l, depth, packed.a);
+        pack_blocks(unit, left.at(i, l), false, rows, depth, packed.a);
         unit.multiply({packed.a, packed.b, rows, cols, depth, c + i * ldc + j, ldc, l > 0 || beta != 0});
       }
     }

@@ -67,12 +67,10 @@ class PlainTiles {
 
 struct PlainUnit {
   void pack(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) const {
-    for (std::int64_t k = 0; k < depth; k += kDepth) {
-      for (std::int64_t i = 0; i < kStrip; ++i) {
-        for (std::int64_t l = 0; l < kDepth; ++l, ++to) {
-          const std::int64_t row = pairs ? l / 2 : i, inner = k + (pairs ? 2 * i + l % 2 : l);
-          *to = row < count && inner < depth ? Bf16::round(*lines.at(row, inner).data) : Bf16{0};
-        }
+    for (std::int64_t i = 0; i < kStrip; ++i) {
+      for (std::int64_t l = 0; l < kDepth; ++l, ++to) {
+        const std::int64_t row = pairs ? l / 2 : i, inner = pairs ? 2 * i + l % 2 : l;
+        *to = row < count && inner < depth ? Bf16::round(*lines.at(row, inner).data) : Bf16{0};
       }
     }
   }
