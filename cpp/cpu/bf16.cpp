@@ -88,7 +88,7 @@ template <bool kAlong, bool kPairs>
 }
 
 struct PackBf16 {
-  void pack(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) const {
+  static void pack(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) {
     const auto run = lines.along ? pairs ? run_avx512<true, true> : run_avx512<true, false>
                      : pairs     ? run_avx512<false, true>
                                  : run_avx512<false, false>;
@@ -102,7 +102,7 @@ struct PackBf16 {
 template <int kRowCount, int kVectors>
 [[gnu::target("avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma")]] void run_avx512(
     const BlockProduct& p, const Bf16* a, const Bf16* b, std::int64_t cols, float* c) {
-  const std::int64_t strip = p.strip();
+  const std::int64_t strip = p.strip;
   const auto last = static_cast<__mmask16>(lanes(cols - 16 * (kVectors - 1)));
   const auto mask = [last](int v) { return v == kVectors - 1 ? last : static_cast<__mmask16>(0xffff); };
   __m512 sum[kRowCount][kVectors];
@@ -142,11 +142,11 @@ struct Avx512Bf16 : PackBf16 {
   void multiply(const BlockProduct& p) const {
     for (std::int64_t j = 0; j < p.cols; j += 3 * kStrip) {
       const std::int64_t cols = std::min(3 * kStrip, p.cols - j), vectors = (cols + kStrip - 1) / kStrip;
-      const Bf16* b = p.b + j / kStrip * p.strip();
+      const Bf16* b = p.b + j / kStrip * p.strip;
       for (std::int64_t i = 0; i < p.rows;) {
         const std::int64_t left = p.rows - i;
         const int rows = left >= 8 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;  // their logarithm
-        const Bf16* a = p.a + i / kStrip * p.strip() + i % kStrip * kDepth;
+        const Bf16* a = p.a + i / kStrip * p.strip + i % kStrip * kDepth;
         kRun[rows][vectors - 1](p, a, b, cols, p.c + i * p.ldc + j);
         i += 1 << rows;
       }
@@ -204,10 +204,15 @@ struct AmxBf16 : PackBf16 {
 };
 
 template <class Unit>
-void multiply_by(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                 std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
+void multiply_here(const Lines& left, const Lines& right, std::int64_t m, std::int64_t n, std::int64_t k,
+                   bool add, float* c, std::int64_t ldc) {
   thread_local const auto packed = std::make_unique_for_overwrite<PackedBf16>();
-  multiply_blocked<Unit>(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc, *packed);
+  multiply_packing<Unit>(left, right, m, n, k, add, c, ldc, *packed);
+}
+
+template <class Unit>
+constexpr Bf16Unit unit_of(const char* name) {
+  return {name, multiply_here<Unit>, pack_blocks<Unit>, multiply_packed<Unit>};
 }
 
 // Linux lets a process use the tiles once it has asked.
@@ -220,8 +225,8 @@ std::vector<Bf16Unit> find_units() {
   std::vector<Bf16Unit> units;
   if (isa() != Isa::avx512 || !__builtin_cpu_supports("avx512bf16")) return units;
   if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_are_granted())
-    units.push_back({"amx", multiply_by<AmxBf16>});
-  units.push_back({"avx512_bf16", multiply_by<Avx512Bf16>});
+    units.push_back(unit_of<AmxBf16>("amx"));
+  units.push_back(unit_of<Avx512Bf16>("avx512_bf16"));
   return units;
 }
 
@@ -242,7 +247,55 @@ const char* bf16_unit() { return bf16_units().empty() ? nullptr : bf16_units().f
 
 void gemm_bf16(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-  bf16_units().front().gemm(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+  bf16_units().front().multiply({a, lda, !ta}, {b, ldb, tb}, m, n, k, beta != 0, c, ldc);
+}
+
+// ---- products in tiles
+
+namespace {
+
+constexpr std::int64_t kPart = 8 * kStrip;  // rows or columns that one task packs
+constexpr std::int64_t kMostPacked = std::int64_t{1} << 25;
+constexpr std::int64_t kFewPacked = std::int64_t{1}
+                                    << 18;  // so few are packed again while threads would wait
+
+std::int64_t parts_of(std::int64_t count) { return (count + kPart - 1) / kPart; }
+std::int64_t packed_size(std::int64_t count, std::int64_t depth) {
+  return (count + kStrip - 1) / kStrip * strip_size(depth);
+}
+
+}  // namespace
+
+bool Bf16Product::pays(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t row_tiles,
+                       std::int64_t col_tiles) {
+  const std::int64_t again = (m * (col_tiles - 1) + n * (row_tiles - 1)) * k;
+  return again >= kFewPacked && packed_size(m, k) + packed_size(n, k) <= kMostPacked;
+}
+
+std::size_t Bf16Product::bytes(std::int64_t m, std::int64_t n, std::int64_t k) {
+  return static_cast<std::size_t>(packed_size(m, k) + packed_size(n, k)) * sizeof(Bf16) + kAlignment;
+}
+
+Bf16Product::Bf16Product(const Bf16Unit& unit, const Lines& a, const Lines& b, std::int64_t m, std::int64_t n,
+                         std::int64_t k, void* memory)
+    : unit_(unit), a_(a), b_(b), m_(m), n_(n), k_(k) {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  left_ = reinterpret_cast<Bf16*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  right_ = left_ + packed_size(m, k);
+}
+
+std::int64_t Bf16Product::parts() const { return parts_of(m_) + parts_of(n_); }
+
+void Bf16Product::pack(std::int64_t part) const {
+  const bool right = part >= parts_of(m_);
+  const std::int64_t first = (right ? part - parts_of(m_) : part) * kPart, count = right ? n_ : m_;
+  unit_.pack((right ? b_ : a_).at(first, 0), right, std::min(kPart, count - first), k_,
+             (right ? right_ : left_) + packed_size(first, k_));
+}
+
+void Bf16Product::multiply(Range rows, Range cols, bool add, float* c, std::int64_t ldc) const {
+  unit_.multiply_packed({left_ + packed_size(rows.begin, k_), right_ + packed_size(cols.begin, k_),
+                         strip_size(k_), rows.end - rows.begin, cols.end - cols.begin, k_, c, ldc, add});
 }
 
 }  // namespace fastsae::cpu

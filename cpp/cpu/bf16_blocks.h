@@ -37,28 +37,29 @@ struct Lines {
   }
 };
 
-// Packed factors and the rectangle of C that they make; `add` to what it holds.
+// Packed factors, with `strip` numbers from one strip to the next, and the rectangle of C that they make; `add` to what
+// it holds.
 struct BlockProduct {
   const Bf16 *a, *b;
+  std::int64_t strip;
   std::int64_t rows, cols, inner;
   float* c;
   std::int64_t ldc;
   bool add;
-
-  std::int64_t blocks() const { return (inner + kDepth - 1) / kDepth; }
-  std::int64_t strip() const { return blocks() * kBlock; }  // numbers in one strip
 };
+
+// Numbers in a strip that is `depth` deep.
+inline std::int64_t strip_size(std::int64_t depth) { return (depth + kDepth - 1) / kDepth * kBlock; }
 
 // Rounds `count` lines by `depth` numbers into blocks, those of a strip one after the other. Lines that go across the
 // inner dimension are read from end to end: a strip of them would take one piece out of each.
 template <class Unit>
-void pack_blocks(const Unit& unit, const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth,
-                 Bf16* to) {
+void pack_blocks(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) {
   const std::int64_t strips = (count + kStrip - 1) / kStrip, blocks = (depth + kDepth - 1) / kDepth;
   const auto pack = [&](std::int64_t strip, std::int64_t block) {
     const std::int64_t i = strip * kStrip, k = block * kDepth;
-    unit.pack(lines.at(i, k), pairs, std::min(kStrip, count - i), std::min(kDepth, depth - k),
-              to + (strip * blocks + block) * kBlock);
+    Unit::pack(lines.at(i, k), pairs, std::min(kStrip, count - i), std::min(kDepth, depth - k),
+               to + (strip * blocks + block) * kBlock);
   };
   const std::int64_t outer = lines.along ? strips : blocks, inner = lines.along ? blocks : strips;
   for (std::int64_t o = 0; o < outer; ++o) {
@@ -66,21 +67,37 @@ void pack_blocks(const Unit& unit, const Lines& lines, bool pairs, std::int64_t 
   }
 }
 
+// A rectangle of a product whose factors are packed whole.
 template <class Unit>
-void multiply_blocked(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                      std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
-                      std::int64_t ldc, PackedBf16& packed) {
+void multiply_packed(const BlockProduct& p) {
   const Unit unit;
-  const Lines left{a, lda, !ta}, right{b, ldb, tb};
+  for (std::int64_t j = 0; j < p.cols; j += kCols) {
+    for (std::int64_t l = 0; l < p.inner; l += kInner) {
+      for (std::int64_t i = 0; i < p.rows; i += kRows) {
+        const Bf16 *a = p.a + i / kStrip * p.strip + strip_size(l),
+                   *b = p.b + j / kStrip * p.strip + strip_size(l);
+        unit.multiply({a, b, p.strip, std::min(kRows, p.rows - i), std::min(kCols, p.cols - j),
+                       std::min(kInner, p.inner - l), p.c + i * p.ldc + j, p.ldc, l > 0 || p.add});
+      }
+    }
+  }
+}
+
+// A product whose factors are packed a piece at a time.
+template <class Unit>
+void multiply_packing(const Lines& left, const Lines& right, std::int64_t m, std::int64_t n, std::int64_t k,
+                      bool add, float* c, std::int64_t ldc, PackedBf16& packed) {
+  const Unit unit;
   for (std::int64_t j = 0; j < n; j += kCols) {
     const std::int64_t cols = std::min(kCols, n - j);
     for (std::int64_t l = 0; l < k; l += kInner) {
       const std::int64_t depth = std::min(kInner, k - l);
-      pack_blocks(unit, right.at(j, l), true, cols, depth, packed.b);
+      pack_blocks<Unit>(right.at(j, l), true, cols, depth, packed.b);
       for (std::int64_t i = 0; i < m; i += kRows) {
         const std::int64_t rows = std::min(kRows, m - i);
-        pack_blocks(unit, left.at(i, l), false, rows, depth, packed.a);
-        unit.multiply({packed.a, packed.b, rows, cols, depth, c + i * ldc + j, ldc, l > 0 || beta != 0});
+        pack_blocks<Unit>(left.at(i, l), false, rows, depth, packed.a);
+        unit.multiply(
+            {packed.a, packed.b, strip_size(depth), rows, cols, depth, c + i * ldc + j, ldc, l > 0 || add});
       }
     }
   }
@@ -122,6 +139,7 @@ inline void multiply_tiles(const Tiles& tiles, const Bf16* a, const Bf16* b, std
 template <class Tiles>
 void multiply_in_tiles(const Tiles& tiles, const BlockProduct& p) {
   constexpr std::int64_t kTwo = 2 * kStrip;
+  const std::int64_t blocks = (p.inner + kDepth - 1) / kDepth;
   alignas(64) float edge[kTwo * kTwo];
   for (std::int64_t j = 0; j < p.cols; j += kTwo) {
     const std::int64_t cols = std::min(kTwo, p.cols - j);
@@ -138,8 +156,8 @@ void multiply_in_tiles(const Tiles& tiles, const BlockProduct& p) {
           two_a   ? two_b ? multiply_tiles<Tiles, true, true> : multiply_tiles<Tiles, true, false>
           : two_b ? multiply_tiles<Tiles, false, true>
                   : multiply_tiles<Tiles, false, false>;
-      multiply(tiles, p.a + i / kStrip * p.strip(), p.b + j / kStrip * p.strip(), p.strip(), p.blocks(), at,
-               stride, p.add);
+      multiply(tiles, p.a + i / kStrip * p.strip, p.b + j / kStrip * p.strip, p.strip, blocks, at, stride,
+               p.add);
       for (std::int64_t row = 0; !whole && row < rows; ++row)
         std::copy_n(edge + row * kTwo, cols, c + row * p.ldc);
     }

@@ -293,6 +293,33 @@ class CpuBackend final : public Backend {
     pass.finish();
   }
 
+  // `multiply` makes a tile, which the kernel then finishes.
+  template <class Multiply>
+  void in_tiles(const Tiling& tiles, const Tensor& out, const Kernel* kernel, Sums sums,
+                const Multiply& multiply) {
+    Summing pass(kernel, out, tiles.rows.parts, tiles.cols.parts, scratch_, sums);
+    parallel(tiles.count(), [&](std::int64_t tile) {
+      const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
+      const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
+      multiply(r, c);
+      pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
+    });
+    pass.finish();
+  }
+
+  void product_packed(const Factor& a, const Factor& b, const Tiling& tiles, const Tensor& out,
+                      bool accumulate, const Kernel* kernel, Sums sums) {
+    const std::int64_t inner = a.cols();
+    Scratch::Lease lease(scratch_, Bf16Product::bytes(out.rows, out.cols, inner) / sizeof(double) + 1);
+    const Bf16Product product(bf16_units().front(), {a.tensor.as<float>(), a.tensor.stride, !a.transposed},
+                              {b.tensor.as<float>(), b.tensor.stride, b.transposed}, out.rows, out.cols,
+                              inner, lease.data());
+    parallel(product.parts(), [&](std::int64_t part) { product.pack(part); });
+    in_tiles(tiles, out, kernel, sums, [&](Range r, Range c) {
+      product.multiply(r, c, accumulate, &out.view<float>()(r.begin, c.begin), out.stride);
+    });
+  }
+
   template <class S>
   void product_of(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
                   Sums sums) {
@@ -301,16 +328,14 @@ class CpuBackend final : public Backend {
     if (const Cut parts = inner_parts(out.rows, out.cols, inner); parts.parts > 1)
       return product_in_parts<S>(a, b, parts, out, accumulate, kernel, sums);
     const Tiling tiles = Tiling::of(out.rows, out.cols, inner);
-    Summing pass(kernel, out, tiles.rows.parts, tiles.cols.parts, scratch_, sums);
-    parallel(tiles.count(), [&](std::int64_t tile) {
-      const std::int64_t row_part = tile / tiles.cols.parts, col_part = tile % tiles.cols.parts;
-      const Range r = tiles.rows[row_part], c = tiles.cols[col_part];
+    if (out.dtype == DType::f32 && precision_ == Precision::bf16 &&
+        Bf16Product::pays(out.rows, out.cols, inner, tiles.rows.parts, tiles.cols.parts))
+      return product_packed(a, b, tiles, out, accumulate, kernel, sums);
+    in_tiles(tiles, out, kernel, sums, [&](Range r, Range c) {
       gemm(precision_, a.transposed, b.transposed, r.end - r.begin, c.end - c.begin, inner,
            at<S>(a, r.begin, 0), a.tensor.stride, at<S>(b, 0, c.begin), b.tensor.stride,
            accumulate ? S(1) : S(0), &out.view<S>()(r.begin, c.begin), out.stride);
-      pass.run({r.begin, r.end, c.begin, c.end}, row_part, col_part);
     });
-    pass.finish();
   }
 
   Pool pool_;

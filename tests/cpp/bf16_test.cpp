@@ -66,7 +66,7 @@ class PlainTiles {
 };
 
 struct PlainUnit {
-  void pack(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) const {
+  static void pack(const Lines& lines, bool pairs, std::int64_t count, std::int64_t depth, Bf16* to) {
     for (std::int64_t i = 0; i < kStrip; ++i) {
       for (std::int64_t l = 0; l < kDepth; ++l, ++to) {
         const std::int64_t row = pairs ? l / 2 : i, inner = pairs ? 2 * i + l % 2 : l;
@@ -77,10 +77,10 @@ struct PlainUnit {
   void multiply(const BlockProduct& p) const { multiply_in_tiles(PlainTiles{}, p); }
 };
 
-void gemm_plain(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
+void multiply_plain(const Lines& left, const Lines& right, std::int64_t m, std::int64_t n, std::int64_t k,
+                    bool add, float* c, std::int64_t ldc) {
   static const auto packed = std::make_unique<PackedBf16>();
-  multiply_blocked<PlainUnit>(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc, *packed);
+  multiply_packing<PlainUnit>(left, right, m, n, k, add, c, ldc, *packed);
 }
 
 // ---- products
@@ -121,10 +121,14 @@ struct Factors {
   float& left(std::int64_t i, std::int64_t l) { return ta ? a.at(l, i) : a.at(i, l); }
   float& right(std::int64_t l, std::int64_t j) { return tb ? b.at(j, l) : b.at(l, j); }
 
+  Lines left_lines() { return {a.values.data(), a.stride, !ta}; }
+  Lines right_lines() { return {b.values.data(), b.stride, tb}; }
+
   // Of rows i.. and columns j.. of C alone, as a tile of it is computed.
-  void multiply(GemmBf16 gemm, std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols,
-                float beta, Matrix& c) {
-    gemm(ta, tb, rows, cols, k, &left(i, 0), a.stride, &right(0, j), b.stride, beta, &c.at(i, j), c.stride);
+  void multiply(const Bf16Unit& unit, std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols,
+                bool add, Matrix& c) {
+    if (rows > 0 && cols > 0)
+      unit.multiply(left_lines().at(i, 0), right_lines().at(j, 0), rows, cols, k, add, &c.at(i, j), c.stride);
   }
   std::string name() const { return text(m, "x", n, "x", k, ta ? " T" : " N", tb ? "T" : "N"); }
 };
@@ -133,7 +137,7 @@ struct Factors {
 // order is that of the tiles.
 void is_the_product(const Bf16Unit& unit, Factors& f, bool accumulate) {
   Matrix c(f.m, f.n, 3, 3), before = c;
-  f.multiply(unit.gemm, 0, 0, f.m, f.n, accumulate ? 1.0f : 0.0f, c);
+  f.multiply(unit, 0, 0, f.m, f.n, accumulate, c);
   bool close = true, intact = true;
   for (std::int64_t i = 0; i < f.m; ++i) {
     for (std::int64_t j = 0; j < f.n; ++j) {
@@ -152,17 +156,30 @@ void is_the_product(const Bf16Unit& unit, Factors& f, bool accumulate) {
   check(intact, text(unit.name, " ", f.name(), ": memory between rows"));
 }
 
-// Any rectangle of C has the bits that it has in the whole.
-void has_the_same_bits_in_parts(const Bf16Unit& unit, Factors& f, bool accumulate) {
-  const float beta = accumulate ? 1.0f : 0.0f;
-  Matrix whole(f.m, f.n, 0, 4), parts = whole;
-  f.multiply(unit.gemm, 0, 0, f.m, f.n, beta, whole);
+bool same_bits(const Matrix& a, const Matrix& b) {
+  return std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(float)) == 0;
+}
+
+// Any rectangle of C has the bits that it has in the whole, and so has one whose factors are packed beforehand.
+void has_the_same_bits_in_parts(const Bf16Unit& unit, Factors& f, bool add) {
+  const std::string name = text(unit.name, " ", f.name(), add ? " accumulated" : "");
+  Matrix whole(f.m, f.n, 0, 4), parts = whole, tiles = whole;
+  f.multiply(unit, 0, 0, f.m, f.n, add, whole);
   const std::int64_t row = f.m / 3, col = 2 * f.n / 5;
-  f.multiply(unit.gemm, 0, 0, row, f.n, beta, parts);
-  f.multiply(unit.gemm, row, 0, f.m - row, col, beta, parts);
-  f.multiply(unit.gemm, row, col, f.m - row, f.n - col, beta, parts);
-  check(std::memcmp(whole.values.data(), parts.values.data(), whole.values.size() * sizeof(float)) == 0,
-        text(unit.name, " ", f.name(), accumulate ? " accumulated" : "", ": bits of parts"));
+  f.multiply(unit, 0, 0, row, f.n, add, parts);
+  f.multiply(unit, row, 0, f.m - row, col, add, parts);
+  f.multiply(unit, row, col, f.m - row, f.n - col, add, parts);
+  check(same_bits(whole, parts), name + ": bits of parts");
+
+  std::vector<std::byte> memory(Bf16Product::bytes(f.m, f.n, f.k));
+  const Bf16Product product(unit, f.left_lines(), f.right_lines(), f.m, f.n, f.k, memory.data());
+  for (std::int64_t part = product.parts() - 1; part >= 0; --part) product.pack(part);
+  const Cut rows(f.m, 3, kStrip), cols(f.n, 2, kStrip);
+  for (std::int64_t i = 0; i < rows.parts; ++i) {
+    for (std::int64_t j = 0; j < cols.parts; ++j)
+      product.multiply(rows[i], cols[j], add, &tiles.at(rows[i].begin, cols[j].begin), tiles.stride);
+  }
+  check(same_bits(whole, tiles), name + ": bits of packed tiles");
 }
 
 void products(const Bf16Unit& unit) {
@@ -205,9 +222,9 @@ void rounds(const Bf16Unit& unit) {
     std::vector<float> c(numbers.size(), kPoison);
     {
       FlushDenormals flush;
-      unit.gemm(false, false, left ? count : 1, left ? 1 : count, 1, left ? numbers.data() : &one,
-                left ? 1 : count, left ? &one : numbers.data(), left ? 1 : count, 0, c.data(),
-                left ? 1 : count);
+      const Lines values{numbers.data(), 1, true}, ones{&one, 1, true};
+      unit.multiply(left ? values : ones, left ? ones : values, left ? count : 1, left ? 1 : count, 1, false,
+                    c.data(), left ? 1 : count);
     }
     int wrong = 0;
     for (std::size_t i = 0; i < numbers.size(); ++i) {
@@ -232,7 +249,7 @@ void stays_visible(const Bf16Unit& unit) {
     f.left(36, 3) = std::numeric_limits<float>::infinity();
     f.right(7, 50) = kPoison;
     Matrix c(f.m, f.n, 0, 5);
-    f.multiply(unit.gemm, 0, 0, f.m, f.n, 0, c);
+    f.multiply(unit, 0, 0, f.m, f.n, false, c);
     int wrong = 0;
     for (std::int64_t i = 0; i < f.m; ++i) {
       for (std::int64_t j = 0; j < f.n; ++j) {
@@ -250,7 +267,7 @@ void stays_visible(const Bf16Unit& unit) {
 
 int main() {
   std::vector<Bf16Unit> units = bf16_units();
-  units.push_back({"tiles in plain C++", gemm_plain});
+  units.push_back({"tiles in plain C++", multiply_plain, pack_blocks<PlainUnit>, multiply_packed<PlainUnit>});
   for (const Bf16Unit& unit : units) {
     std::printf("%s\n", unit.name);
     products(unit);
