@@ -6,7 +6,7 @@
 #include "cpu/bf16_blocks.h"
 #include "cpu/loops.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@
 namespace fastsae::cpu {
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
 
 // ---- packing
 
@@ -24,7 +24,7 @@ namespace {
   return count >= 16 ? 0xffffu : count <= 0 ? 0u : (1u << count) - 1;
 }
 
-// 16 lines of 16 words become columns. (All lanes are kept: GCC warns of its own header in the forms without a mask.)
+// 16 lines of 16 words become columns. The masks keep every lane: GCC warns of its own header where there is none.
 [[gnu::target("avx512bf16,avx512bw,avx512vl,avx512dq,avx2,fma"), gnu::always_inline]] inline void transpose(
     __m512i (&line)[16]) {
   __m512i pair[16], four[16];
@@ -255,9 +255,8 @@ void gemm_bf16(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k,
 namespace {
 
 constexpr std::int64_t kPart = 8 * kStrip;  // rows or columns that one task packs
-constexpr std::int64_t kMostPacked = std::int64_t{1} << 25;
-constexpr std::int64_t kFewPacked = std::int64_t{1}
-                                    << 18;  // so few are packed again while threads would wait
+constexpr std::int64_t kMostPacked = 32 << 20;
+constexpr std::int64_t kFewPacked = 256 << 10;  // so few are packed again while threads would wait
 
 std::int64_t parts_of(std::int64_t count) { return (count + kPart - 1) / kPart; }
 std::int64_t packed_size(std::int64_t count, std::int64_t depth) {
