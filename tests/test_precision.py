@@ -81,10 +81,12 @@ def test_the_cpu_has_bf16_where_the_processor_has() -> None:
     if not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64":
         pytest.skip("asks Linux what an x86-64 processor has")
     flags = set(Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split())
-    expected = None
+    expected: set[str | None] = {None}
     if _core.isa() == "avx512" and "avx512_bf16" in flags:
-        expected = "amx" if {"amx_tile", "amx_bf16"} <= flags else "avx512_bf16"
-    assert _core.bf16_unit() == expected
+        expected = {"avx512_bf16"}
+        if {"amx_tile", "amx_bf16"} <= flags:
+            expected.add("amx")  # unless the system refuses the tiles
+    assert _core.bf16_unit() in expected
 
 
 REFUSED = """
