@@ -11,7 +11,7 @@
 
 #include "backend/process.h"
 #include "bindings/device_array.h"
-#include "bindings/products.h"
+#include "bindings/process.h"
 #include "bindings/rows.h"
 #include "core/error.h"
 #include "engine/engine.h"
@@ -388,14 +388,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       py::arg("stop"), py::arg("threads"),
       "The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is "
       "set.");
-  bind_products(m);
   m.def("kernel_names", &kernel_names);
-  m.def("devices", &devices);
-  m.def("cuda_unavailable_reason", &cuda_unavailable_reason);
-  m.def("cuda_blas", &cuda_blas_name);
-  m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads, py::arg("count"));
-  m.def("isa", &isa_name);
-  m.def("blas", &blas_name);
-  m.def("bf16_unit", &bf16_unit);
+  bind_process(m);
 }

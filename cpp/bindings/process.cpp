@@ -1,7 +1,7 @@
-// A matrix product of the CPU by itself, for tests and for measuring.
-#include "bindings/products.h"
+#include "bindings/process.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
 #include <string>
@@ -46,7 +46,15 @@ double product(const py::array& a, const py::array& b, py::array out, bool trans
 
 }  // namespace
 
-void bind_products(py::module_& module) {
+void bind_process(py::module_& module) {
+  module.def("devices", &devices);
+  module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
+  module.def("cuda_blas", &cuda_blas_name);
+  module.def("num_threads", &num_threads);
+  module.def("set_num_threads", &set_num_threads, py::arg("count"));
+  module.def("isa", &isa_name);
+  module.def("blas", &blas_name);
+  module.def("bf16_unit", &bf16_unit);
   module.def("product", &product, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a") = false,
              py::arg("transpose_b") = false, py::arg("accumulate") = false, py::arg("repeats") = 1,
              "out = a b, or out += a b, on the CPU; returns the seconds that one took.");
