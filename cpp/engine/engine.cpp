@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <utility>
 
@@ -63,6 +64,7 @@ void Engine::reserve(std::int64_t rows, bool targets) {
   auto made = std::make_unique<Training>();
   made->rows = std::max(rows, training_ ? training_->rows : 0);
   training_.reset();
+  ones_ = nullptr;
   made->number = ++reservations_;
   const bool shadowed = backend_->wants_shadows();
   made->x = &made->arena.declare("x", made->rows, n_features_, dtype_, shadowed);
@@ -103,8 +105,10 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
     load_rows(rows.of.target, order, rows.first + done, batch.target, fixed);
   }
   if (rows.of.weights == nullptr) {
-    backend_->fill(batch.weight, 1);
+    if (ones_ != memory.weight.data) backend_->fill(memory.weight, 1);
+    ones_ = memory.weight.data;
   } else {
+    if (ones_ == memory.weight.data) ones_ = nullptr;
     const std::int64_t* column_order = rows.column.on_device ? nullptr : order;
     const std::int64_t offset = column_order == nullptr ? rows.first + done : 0;
     const RowSource column = rows_from(rows.column, offset, rows.column.rows - offset);
@@ -235,18 +239,20 @@ void Engine::begin_step(const Rows& rows) {
   } else {
     const Batch batch = load(rows, 0, rows.count, training_->batch(), !backend_->reads_host_memory());
     const bool aimed = rows.of.target.data != nullptr;  // else the target is x, elsewhere in memory
-    backend_->step(training_->number << 33 | std::int64_t{aimed} << 32 | rows.count, [&] {
+    const auto body = [&] {
       model_->begin(memory_, true, true);
       model_->accumulate(batch, true);
       update();
-    });
+    };
+    // By reference, which needs no memory.
+    backend_->step(training_->number << 33 | std::int64_t{aimed} << 32 | rows.count, std::ref(body));
   }
   in_flight_.push_back(rows);
 }
 
 void Engine::settle() {
   if (in_flight_.empty()) return;
-  const std::vector<Rows> begun = std::exchange(in_flight_, {});
+  std::vector<Rows> begun = std::exchange(in_flight_, {});
   StepLog log{};
   backend_->read(control(Control::kLog), &log);
   const auto good = static_cast<std::size_t>(log.steps) - static_cast<std::size_t>(metrics_.steps);
@@ -255,7 +261,11 @@ void Engine::settle() {
   metrics_.weight = log.weight;
   static_cast<StepCost&>(metrics_.sums) = log.sums;
   for (std::size_t i = 0; i < std::min(good, begun.size()); ++i) metrics_.rows += begun[i].count;
-  if (log.failed == 0) return;
+  if (log.failed == 0) {
+    begun.clear();
+    in_flight_ = std::move(begun);  // for its memory
+    return;
+  }
   log.failed = 0;
   backend_->write(control(Control::kLog), &log);
   Cost cost;
