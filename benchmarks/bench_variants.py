@@ -14,17 +14,30 @@ the table of a result.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from race import GROUPS, Bench, Row, compare, floors, losses, median_of
-from report import report, table
+from race import (
+    GROUPS,
+    Bench,
+    Row,
+    chosen,
+    compare,
+    floors,
+    loads,
+    losses,
+    median_of,
+    outcome,
+    race_parser,
+    racing,
+    take_versions,
+)
+from report import report
+from tables import variants_table
 from variants_workers import problem
 
 HERE = Path(__file__).parent
@@ -54,9 +67,7 @@ def measure(bench: Bench, row: Row, folder: Path) -> tuple[dict[str, Any], dict[
     np.savez(path, **problem(row))
     names = [*CONTENDERS, IMAGES] if row["model"] == "conv" else list(CONTENDERS)
     results = bench.race({**row, "problem": str(path)}, names)
-    versions: dict[str, str] = {}
-    for result in results.values():
-        versions |= result.pop("versions", {})
+    versions = take_versions(results)
     compared = compare(results, "ours", {**GROUPS, "eager": (*GROUPS["eager"], IMAGES)})
     found = floors(row, compared, median_of(results["products"]))
     found |= {"multiply_adds": results["products"].get("multiply_adds"), "data": results["ours"].get("data")}
@@ -64,55 +75,30 @@ def measure(bench: Bench, row: Row, folder: Path) -> tuple[dict[str, Any], dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", default=sys.executable, help="interpreter with PyTorch and JAX")
-    parser.add_argument("--models", default=",".join(row["model"] for row in ROWS), help="some of the rows")
+    known = [row["model"] for row in ROWS]
+    parser = race_parser(__doc__, rounds=9, seconds=0.25, limit=1800)
+    parser.add_argument("--models", default=",".join(known), help="some of the rows")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--slice", type=float, default=0.25, help="seconds of one turn")
-    parser.add_argument("--limit", type=float, default=1800, help="seconds after which no contender is waited for")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
-    parser.add_argument("--log", type=Path, help="where to write what contenders print")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    known = [row["model"] for row in ROWS]
-    if unknown := set(options.models.split(",")) - set(known):
-        parser.error(f"--models: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    models = chosen(parser, "--models", options.models, known)
     if options.threads < 1:
         parser.error(f"--threads: expected at least 1, got {options.threads}")
 
-    # JAX takes as many threads as there are processors for it; contenders inherit these.
-    processors = sorted(os.sched_getaffinity(0))[: options.threads]
-    os.sched_setaffinity(0, processors)
     pythons = {"torch": options.peers, "jax": options.peers}
     rows: list[dict[str, Any]] = []
     versions: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        log = options.log or Path(folder) / "log"
-        log.write_text("")
-        bench = Bench(options, log, HERE / "variants_workers.py", len(processors), pythons)
-        try:
-            for row in TINY_ROWS if options.quick else ROWS:
-                if row["model"] in options.models.split(","):
-                    load = os.getloadavg()[0]
-                    measured, found = measure(bench, row, Path(folder))
-                    rows.append({**measured, "load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1)})
-                    versions |= found
-        finally:
-            bench.stop()
-    result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": options.device,
-        "dtype": "float32",
-        "threads": len(processors),
-        "rounds": options.rounds,
-        "seconds_of_a_turn": options.slice,
-        "rows": rows,
-        "contenders": versions,
-    }
+    script = HERE / "variants_workers.py"
+    with tempfile.TemporaryDirectory() as folder, racing(options, script, options.threads, pythons) as bench:
+        for row in TINY_ROWS if options.quick else ROWS:
+            if row["model"] in models:
+                load = os.getloadavg()[0]
+                measured, found = measure(bench, row, Path(folder))
+                rows.append({**measured, **loads(load)})
+                versions |= found
+    result = outcome(options, rows, versions, device=options.device, dtype="float32", threads=bench.threads)
     report(result, options.output)
-    print(table(result))
+    print(variants_table(result))
     if not all(row["same_losses"] for row in rows):
         sys.exit("the losses differ")
 

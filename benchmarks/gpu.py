@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from gpu_workers import selection_problem
-from race import Bench, Row, compare, floors, losses, median_of
+from race import Bench, Row, compare, floors, losses, median_of, take_versions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -72,18 +72,17 @@ def layered(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         if bench.left() < options.limit * 0.15:
             left_out.append(row)
             continue
-        names = ["ours", "products", *PEERS]
+        names = ["ours", "torch products", *PEERS]
         if (d, h, batch, precision) in AUTOTUNED:
             names.append("torch autotuned")
         results = bench.race(row, names)
-        for result in results.values():
-            versions.update(result.pop("versions", {}))
+        versions |= take_versions(results)
         compared = compare(results, "ours")
-        products, floor = median_of(results["products"]), None
+        products, floor = median_of(results["torch products"]), None
         if products is not None:
-            by_bytes = results["products"]["bytes"] / results["products"]["copy_bytes_per_second"]
+            by_bytes = results["torch products"]["bytes"] / results["torch products"]["copy_bytes_per_second"]
             # Where all data of a step fit in a few megabytes, the products are launches and not arithmetic.
-            tiny = results["products"]["bytes"] < 2**20
+            tiny = results["torch products"]["bytes"] < 2**20
             floor = by_bytes if tiny else products
             compared |= {
                 "five_products_seconds": products,
@@ -106,8 +105,7 @@ def selection(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             results = bench.race({**row, "answers": folder}, names)
             agreement = agree(row, Path(folder), options.device)
-        for result in results.values():
-            versions.update(result.pop("versions", {}))
+        versions |= take_versions(results)
         product = median_of(results["select torch product"])
         rows.append({**floors(row, compare(results, "select ours"), product), "floor": "product", **agreement})
     return {"rows": rows, "left_out": left_out, "versions": versions}
@@ -155,7 +153,7 @@ def ceilings(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows, versions = [], {}
     for precision, shape in cases(options, TINY_PRODUCTS if options.quick else PRODUCTS):
         row = {"shape": shape, "precision": precision}
-        rates = bench.race(row, ["rates"])["rates"]
+        rates = bench.race(row, ["torch rate"])["torch rate"]
         versions.update(rates.pop("versions", {}))
         seconds = median_of(rates)
         flops = None if seconds is None else rates["flops"] / seconds
@@ -295,7 +293,7 @@ def summary(result: dict[str, Any]) -> list[str]:
             "not measured" if measured is None else f"{1e6 * measured:.1f} us, {row['measured_over_floor']} floors"
         )
         ratios = ", ".join(f"{ratio} x {group}" for group, ratio in row["times_faster_than"].items())
-        right = row.get("same_losses", row.get("selection_is_right"))
+        right = measured is None or row.get("same_losses", row.get("selection_is_right"))
         lines.append(f"{shape} {row['precision']}: {time_text}; {ratios}{'' if right else '; THE RESULTS DIFFER'}")
     for row in result.get("products", ()):
         rate = row["flops_per_second"]

@@ -13,9 +13,10 @@ import queue
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +33,12 @@ GROUPS = {
     "jax": ("jax jit", "jax scan"),
     "torch.topk": ("select torch default", "select torch compiled"),
 }
+#: What libraries take their number of threads from.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "FASTSAE_NUM_THREADS")
+#: Where PyTorch and JAX come from.
+ENVIRONMENT = """python -m venv peers
+peers/bin/pip install torch jax --extra-index-url https://download.pytorch.org/whl/cpu
+then --peers peers/bin/python"""
 
 
 class Contender:
@@ -40,7 +47,7 @@ class Contender:
     def __init__(self, command: list[str], device: str, threads: int, log: Path) -> None:
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
         if device == "cpu":
-            environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(threads)}
+            environment |= {"JAX_PLATFORMS": "cpu", **dict.fromkeys(THREADS, str(threads))}
         with log.open("a") as errors:
             self.process = subprocess.Popen(
                 [*command, "--device", device],
@@ -85,7 +92,8 @@ class Contender:
 class Bench:
     """The contenders of a script of workers, and the clock.
 
-    `pythons` are interpreters of contenders by the first word of their names; others take this one.
+    `pythons` are interpreters of contenders by the first word of their names; others take this one. `patience` is how
+    many seconds they may take together to get ready for a row.
     """
 
     def __init__(
@@ -95,9 +103,10 @@ class Bench:
         script: Path,
         threads: int = 1,
         pythons: Mapping[str, str] = MappingProxyType({}),
+        patience: float = 180,
     ) -> None:
         self.device, self.rounds, self.seconds = options.device, options.rounds, options.slice
-        self.script, self.threads, self.pythons = script, threads, pythons
+        self.script, self.threads, self.pythons, self.patience = script, threads, pythons, patience
         self.end = time.monotonic() + options.limit
         self.log = log
         self.contenders: dict[str, Contender] = {}
@@ -112,16 +121,19 @@ class Bench:
         return self.contenders[name]
 
     def race(self, row: Row, names: list[str]) -> dict[str, dict[str, Any]]:
-        """What each contender answered, with the seconds per step of each round under ``rounds``."""
+        """What each contender answered, with the seconds per step of each round under ``rounds``.
+
+        What else a contender says of its turns is under ``turns``.
+        """
         started = time.monotonic()
         running = {name: self.contender(name) for name in names}
         for contender in running.values():
             contender.ask({"do": "prepare", "row": row})
-        patience = time.monotonic() + min(180, self.left())
+        patience = time.monotonic() + min(self.patience, self.left())
         results = {name: contender.answer(patience - time.monotonic()) for name, contender in running.items()}
         ready = [name for name in names if "error" not in results[name]]
         for name in ready:
-            results[name]["rounds"] = []
+            results[name] |= {"rounds": [], "turns": []}
         for number in range(self.rounds + 1):
             for name in ready:
                 if "error" in results[name]:
@@ -131,7 +143,8 @@ class Bench:
                 if "error" in answer:
                     results[name]["error"] = answer["error"]
                 elif number > 0:  # the first round warms up, and says how long a step is without the others
-                    results[name]["rounds"].append(answer["seconds_per_step"])
+                    results[name]["rounds"].append(answer.pop("seconds_per_step"))
+                    results[name]["turns"].append(answer)
         for name in ready:
             running[name].ask({"do": "release"})
             running[name].answer(30)
@@ -141,6 +154,82 @@ class Bench:
     def stop(self) -> None:
         for contender in self.contenders.values():
             contender.stop()
+
+
+def race_parser(description: str | None, rounds: int, seconds: float, limit: float) -> argparse.ArgumentParser:
+    """The options that races on the host have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default=sys.executable, help="interpreter with PyTorch and JAX")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--slice", type=float, default=seconds, help="seconds of one turn")
+    parser.add_argument("--limit", type=float, default=limit, help="seconds after which no contender is waited for")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
+    parser.add_argument("--log", type=Path, help="where to write what contenders print")
+    parser.add_argument("--output", type=Path)
+    return parser
+
+
+def chosen(parser: argparse.ArgumentParser, option: str, given: str, known: list[str]) -> list[str]:
+    """The parts of a list with commas; the parser ends the program where one is not known."""
+    parts = given.split(",")
+    if unknown := set(parts) - set(known):
+        parser.error(f"{option}: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    return parts
+
+
+@contextlib.contextmanager
+def racing(
+    options: argparse.Namespace, script: Path, threads: int, pythons: Mapping[str, str], patience: float = 180
+) -> Iterator[Bench]:
+    """A bench whose contenders have so many processors and threads; they end with it."""
+    # JAX takes as many threads as there are processors for it; contenders inherit these.
+    before = os.sched_getaffinity(0)
+    processors = sorted(before)[:threads]
+    os.sched_setaffinity(0, processors)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, options.log or Path(folder) / "log", script, len(processors), pythons, patience)
+        try:
+            yield bench
+        finally:
+            bench.stop()
+            os.sched_setaffinity(0, before)
+
+
+def missing_peers(python: str, *modules: str) -> str:
+    """What to do about PyTorch or JAX where an interpreter lacks them; empty where it has them."""
+    found = {
+        module: subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+        for module in modules
+    }
+    lacking = [module for module, done in found.items() if done.returncode]
+    return f"{python} has no {' and no '.join(lacking)}. To compare with them:\n{ENVIRONMENT}" if lacking else ""
+
+
+def take_versions(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The versions that contenders named, which are those of all rows."""
+    versions: dict[str, str] = {}
+    for result in results.values():
+        versions |= result.pop("versions", {})
+    return versions
+
+
+def outcome(
+    options: argparse.Namespace, rows: list[dict[str, Any]], versions: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    """What results of races begin with."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        **more,
+        "rounds": options.rounds,
+        "seconds_of_a_turn": options.slice,
+        "rows": rows,
+        "contenders": versions,
+    }
+
+
+def loads(before: float) -> dict[str, float]:
+    """What others run on the machine makes figures rougher."""
+    return {"load_before": round(before, 1), "load_after": round(os.getloadavg()[0], 1)}
 
 
 def median_of(result: dict[str, Any]) -> float | None:

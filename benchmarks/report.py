@@ -1,10 +1,12 @@
 """What every result says beside its figures: the machine, the versions, the commit and the command; and its table.
 
 python benchmarks/report.py benchmarks/results/variants-cpu.json
+python benchmarks/report.py --write benchmarks/results/step-cpu.json     into the READMEs, with its picture
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import PLACES, variants_table, write
 
 import fastsae
 from fastsae import _core
 
-_PEERS = ("eager", "compiled", "jax")
 _LOAD = os.getloadavg()[0]  # what others run on the machine makes the ratios rougher
 
 
@@ -47,18 +49,21 @@ def report(result: dict[str, Any], output: Path | None) -> None:
         output.write_text(text + "\n")
 
 
-def table(result: dict[str, Any]) -> str:
-    """The rows of a race as Markdown: times in microseconds, and how many times faster we are than the others."""
-    lines = ["| model | batch | us | floor | over it | eager | compiled | jax | same loss |", 9 * "|---" + "|"]
-    for row in result["rows"]:
-        ratios = [f"{ratio:.2f} x" if (ratio := row["times_faster_than"].get(peer)) else "-" for peer in _PEERS]
-        times = [f"{1e6 * row[key]:.0f}" if row[key] else "-" for key in ("measured_seconds", "floor_seconds")]
-        over = f"{row['measured_over_floor']:.2f}" if row["measured_over_floor"] else "-"
-        same = "yes" if row["same_losses"] else "NO"
-        lines.append(f"| {' | '.join([row['model'], str(row['batch']), *times, over, *ratios, same])} |")
-    return "\n".join(lines)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the tables into the READMEs and draw the pictures")
+    options = parser.parse_args()
+    for path in options.results:
+        result = json.loads(path.read_text())
+        if not options.write:
+            whole = PLACES[path.stem][1] if path.stem in PLACES else variants_table
+            print(whole(result))
+        elif path.stem in PLACES:
+            print(*write(path.stem, result), sep="\n")
+        else:
+            parser.error(f"--write: expected results named {' or '.join(PLACES)}, got {path.stem}")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(table(json.loads(Path(name).read_text())))
+    main()

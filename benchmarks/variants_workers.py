@@ -13,13 +13,13 @@ that lie in memory, and ends with Adam; costs are divided by the rows of the bat
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from frameworks import ByJax, ByTorch, torch_versions
 from worker import CHECKED_STEPS, Arrays, Row, Worker, on_device, serve, synchronize
 
 RATE, BETA1, BETA2, EPSILON = 1e-3, 0.9, 0.999, 1e-8
@@ -135,24 +135,12 @@ class Ours(Worker):
             done += len(order) // self.batch
         return done
 
-    def release(self) -> None:
-        del self.engine, self.X
-
 
 # --- PyTorch ---
 
 
-class Torch(Worker):
+class Torch(ByTorch):
     """Autograd and Adam, in one of several ways."""
-
-    def __init__(self, device: str, way: str) -> None:
-        super().__init__(device)
-        self.way = way
-
-    def versions(self) -> dict[str, str]:
-        import torch
-
-        return {"torch": torch.__version__, "torch_cuda": str(torch.version.cuda)}
 
     def setup(self, row: Row) -> dict[str, Any]:
         import torch
@@ -268,38 +256,18 @@ class Torch(Worker):
         synchronize(self.device)
         return steps
 
-    def release(self) -> None:
-        import torch
-
-        for name in ("X", "p", "adam", "cost_of", "noise", "order"):
-            self.__dict__.pop(name, None)
-        gc.collect()
-        torch._dynamo.reset()
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
-
 
 # --- JAX ---
 
 
-class Jax(Worker):
+class Jax(ByJax):
     """jax.grad and Adam under jit, a step at a time or, with `scan`, an epoch."""
-
-    def __init__(self, device: str, way: str) -> None:
-        super().__init__(device)
-        self.way = way
-
-    def versions(self) -> dict[str, str]:
-        import jax
-
-        return {"jax": jax.__version__, "jax_backend": jax.default_backend()}
 
     def setup(self, row: Row) -> dict[str, Any]:
         import jax
         import jax.numpy as jnp
 
-        if self.device != "cpu" and jax.default_backend() != "gpu":
-            raise RuntimeError(f"JAX computes on {jax.default_backend()} here")
+        self.check_device()
         jax.config.update("jax_default_matmul_precision", "highest")
         made = dict(np.load(row["problem"]))
         n, count = row["batch"], row["batches"]
@@ -359,14 +327,6 @@ class Jax(Worker):
             done += 1
         jax.block_until_ready(self.state)
         return done
-
-    def release(self) -> None:
-        import jax
-
-        for name in ("state", "X", "one", "epoch", "order", "permutation", "split"):
-            self.__dict__.pop(name, None)
-        jax.clear_caches()
-        gc.collect()
 
 
 def jax_costs(row: Row) -> dict[str, Callable[..., tuple[Any, Any]]]:
@@ -452,7 +412,7 @@ class Products(Worker):
 
     def versions(self) -> dict[str, str]:
         if self.device != "cpu":
-            return Torch.versions(self)  # type: ignore[arg-type]
+            return torch_versions()
         from threadpoolctl import threadpool_info
 
         found = [f"{i['internal_api']} {i['version']}" for i in threadpool_info() if i["user_api"] == "blas"]
@@ -479,10 +439,6 @@ class Products(Worker):
                 product()
         synchronize(self.device)
         return steps
-
-    def release(self) -> None:
-        del self.work
-        gc.collect()
 
 
 WAYS = {"torch": (Torch, ("default", "fused", "channels last", "compiled")), "jax": (Jax, ("jit", "scan"))}

@@ -6,6 +6,7 @@ Requests are ``prepare`` a row, run a ``slice`` of it, ``release``.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ class Worker(ABC):
     def __init__(self, device: str) -> None:
         self.device = device
         self.seconds_per_step = 0.0
+        self.lasting: frozenset[str] = frozenset()
 
     @abstractmethod
     def versions(self) -> dict[str, str]: ...
@@ -40,11 +42,13 @@ class Worker(ABC):
     def run(self, steps: int) -> int:
         """At least so many steps, finished when this returns; how many they were."""
 
-    @abstractmethod
     def release(self) -> None:
         """Forget the row."""
+        self.__dict__ = {name: value for name, value in vars(self).items() if name in self.lasting}
+        gc.collect()
 
     def prepare(self, row: Row) -> dict[str, Any]:
+        self.lasting = self.lasting or frozenset(vars(self))
         checked = self.setup(row)
         self.run(1)
         steps, seconds = 1, 0.0
@@ -63,6 +67,20 @@ class Worker(ABC):
         took, steps = self.timed(max(1, round(seconds / self.seconds_per_step)))
         self.seconds_per_step = took / steps
         return {"seconds_per_step": took / steps, "steps": steps}
+
+
+class Repeated(Worker):
+    """One that calls `work`, which makes `each` steps."""
+
+    work: Callable[[], object]
+    each = 1
+
+    def run(self, steps: int) -> int:
+        calls = -(-steps // self.each)
+        for _ in range(calls):
+            self.work()
+        synchronize(self.device)
+        return calls * self.each
 
 
 def on_device(array: np.ndarray, device: str) -> tuple[Any, str]:

@@ -72,7 +72,7 @@ class SmallSteps {
   }
 
  private:
-  enum Sum { kLoss, kElementPenalty, kKl, kSquaredWeights, kSquaredGradient };  // in the order of StepTotals
+  enum Sum { kLoss, kElementPenalty, kKl, kTwiceDecay, kSquaredGradient };  // in the order of StepTotals
   static_assert(offsetof(StepTotals, squared_gradient) == kSquaredGradient * sizeof(double));
   using Place = SmallLayout::Place;
 
@@ -271,11 +271,11 @@ class SmallSteps {
     const SmallFactor<S, true> a{delta}, b{in};
     const Matrix<S> gradient = matrix(at_.gradient[2 * layer]);
     small_product(deal, a, b, delta.rows, gradient, [&](int ta, int tb) {
-      with_kernel(TypeList<DecayedGradient<S>>{}, model_.decayed[layer], [&](auto& kernel) {
+      with_kernel(WeightGradientKernels<S>{}, model_.decayed[layer], [&](auto& kernel) {
         kernel.weight = matrix(at_.value[2 * layer]).view();
         const TileSums sums = finish_tile(kernel, a, b, ta, tb, gradient, nullptr);
         state.sums[kSquaredGradient] += sums.of[0];
-        state.sums[kSquaredWeights] += sums.of[1];
+        state.sums[kTwiceDecay] += sums.of[1];
       });
     });
   }

@@ -199,7 +199,7 @@ def test_bad_sample_weights(kind: str, fitted: SparseAutoencoder) -> None:
 # Options
 
 CHOICES = ["activation", "output_activation", "penalty", "rho_hat", "loss", "loss_reduction", "solver"]
-CHOICES += ["corruption", "init", "dtype", "device", "precision"]
+CHOICES += ["corruption", "init", "dtype", "device", "precision", "lr_schedule"]
 NO_CHOICE = ["unknown", "", "SIGMOID", 5, None, True, b"adam", ["adam"], np.float32, ("kl",)]
 NO_INTEGER = ["3", None, 2.0, 2.5, math.nan, True, np.True_, [3], np.array([3, 4]), 10**30, 1j, {}]
 NO_NUMBER = ["0.1", b"1", None, math.nan, math.inf, -math.inf, True, np.False_, [0.1], 1j, 10**400, {}]
@@ -215,6 +215,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "rho": [*NO_NUMBER, 0, 1, -0.1, 1.1, 0.0, 1.0, np.float32(1)],
     "beta": [*NO_NUMBER, -1e-9],
     "weight_decay": [*NO_NUMBER, -1],
+    "weight_l1": [*NO_NUMBER, -1e-9],
     "contraction": [*NO_NUMBER, -1e-9],
     "contraction_hessian": [*NO_NUMBER, -1],
     "contraction_noise": [*NO_NUMBER, 0, -0.1],
@@ -223,6 +224,13 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "beta1": [*NO_NUMBER, -0.1, 1.0],
     "beta2": [*NO_NUMBER, -0.1, 1.0],
     "epsilon": [*NO_NUMBER, 0, -1e-8],
+    "lr_warm_up": [*NO_INTEGER, -1],
+    "lr_total_steps": [value for value in NO_INTEGER if value is not None] + [0],
+    "lr_final": [*NO_NUMBER, -0.1, 1.1],
+    "lr_step_size": [*NO_INTEGER, 0],
+    "lr_gamma": [*NO_NUMBER, 0, -0.5, 1.1],
+    "max_grad_norm": [value for value in NO_NUMBER if value is not None] + [0, -1],
+    "scale": [value for value in NO_CHOICE if value is not None] + ["zscore"],  # which a sigmoid does not reach
     "rho_hat_decay": [*NO_NUMBER, -0.1, 1.0],
     "validation_fraction": [*NO_NUMBER, -0.1, 1, 1.0],
     "tol": [*NO_NUMBER, -1e-9],

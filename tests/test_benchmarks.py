@@ -1,4 +1,4 @@
-"""The benchmarks of a GPU, as far as they can be checked without one: the contenders' mathematics and the checks."""
+"""The benchmarks: the contenders' mathematics, the checks, and what is made of results; of a GPU's, what goes here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsae import Config, LayerConfig
+from fastsae import Config, LayerConfig, _core
 from fastsae.reference import Layered
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -43,7 +43,7 @@ def test_help_lists_the_stages() -> None:
         assert f"gpu.sh {stage}" in (FOLDER / "README.md").read_text()
 
 
-def ask(name: str, *requests: dict[str, Any], script: str = "gpu_workers.py") -> list[dict[str, Any]]:
+def ask(name: str, *requests: dict[str, Any], script: str = "step_workers.py") -> list[dict[str, Any]]:
     """What a worker answers."""
     done = subprocess.run(
         [sys.executable, FOLDER / script, name, "--device", "cpu"],
@@ -73,8 +73,8 @@ ROW = {"features": 8, "hidden": 5, "batch": 10, "batches": 6, "precision": "fp32
 def test_contenders_train_the_same_model(name: str, module: str, gpu: Any) -> None:
     """Each has the loss of the reference after 20 steps, and says how long a step takes."""
     pytest.importorskip(module)
-    workers = importlib.import_module("gpu_workers")
-    X, parameters = workers.layered_problem(ROW)
+    workers = importlib.import_module("step_workers")
+    X, parameters = workers.problem(ROW)
     layers = (LayerConfig(5, "sigmoid", "kl", beta=3.0, rho=0.05), LayerConfig(8, "sigmoid"))
     reference = Layered(Config(8, layers, weight_decay=1e-4, learning_rate=1e-3))
     reference.set(parameters)
@@ -103,6 +103,28 @@ def test_a_worker_says_what_went_wrong_and_goes_on() -> None:
     assert "ValueError" in failed["error"]
     assert "error" in turn
     assert "loss" in ready
+
+
+def test_a_worker_forgets_a_row_and_takes_another() -> None:
+    other = {**ROW, "features": 6, "batches": 3}
+    first, released, turn, second, again = ask(
+        "ours",
+        {"do": "prepare", "row": ROW},
+        {"do": "release"},
+        {"do": "slice", "seconds": 0.01},
+        {"do": "prepare", "row": other},
+        {"do": "slice", "seconds": 0.01},
+    )
+    assert released == {}
+    assert "AttributeError" in turn["error"]
+    assert second["loss"] != first["loss"]
+    assert again["steps"] % other["batches"] == 0
+
+
+@pytest.mark.skipif("MKL" in _core.blas(), reason="built with MKL")
+def test_mkl_is_a_build_with_mkl() -> None:
+    (refused,) = ask("mkl", {"do": "prepare", "row": ROW})
+    assert f"built with MKL, got {_core.blas()}" in refused["error"]
 
 
 VARIANTS = ("deep", "conv", "variational", "contractive")
@@ -175,6 +197,139 @@ def test_variants_race_and_tell(tmp_path: Path) -> None:
     ).stdout
     assert "| deep | 6 |" in table
     assert table.strip() in done.stdout
+
+
+def test_each_provider_multiplies(gpu: Any) -> None:
+    """The products of a step are those of its shapes, and the rate counts two operations a multiply-add."""
+    workers = importlib.import_module("product_workers")
+    made = workers.by_numpy(ROW, "cpu")
+    a, b, out = made.random(3, 4), made.random(5, 4), made.random(3, 5)
+    made.multiply(a, b.T, out=out)
+    np.testing.assert_allclose(out, a @ b.T, rtol=1e-6)
+    ready, turn, released = ask(
+        "numpy products", {"do": "prepare", "row": ROW}, {"do": "slice", "seconds": 0.01}, {"do": "release"}
+    )
+    assert ready["bytes"] == 4 * 80 + 24 * (2 * 40 + 13)
+    assert turn["seconds_per_step"] > 0
+    assert released == {}
+    (rate,) = ask("numpy rate", {"do": "prepare", "row": {"precision": "fp32", "shape": [3, 4, 5]}})
+    assert rate["flops"] == 120
+    (refused,) = ask("numpy products", {"do": "prepare", "row": {**ROW, "precision": "bf16"}})
+    assert "bf16" in refused["error"]
+
+
+def run_script(name: str, output: Path, *options: str) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+    """The result that a script of races writes."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / name, "--quick", "--rounds", "2", "--slice", "0.01", "--output", output, *options],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert output.exists(), done.stderr
+    return json.loads(output.read_text()), done
+
+
+@pytest.fixture
+def tables(gpu: Any) -> Any:
+    return importlib.import_module("tables")
+
+
+@pytest.fixture
+def readmes(tables: Any, tmp_path: Path) -> Path:
+    """A folder with copies of those that have places for results, empty."""
+    for readme in tables.READMES:
+        (tmp_path / readme).parent.mkdir(exist_ok=True)
+        text = (FOLDER.parent / readme).read_text()
+        for name in tables.PLACES:
+            if (found := tables.between(text, name)) is not None:
+                text = text.replace(found, tables.NOT_MEASURED)
+        (tmp_path / readme).write_text(text)
+    return tmp_path
+
+
+def test_steps_race_and_tell(tables: Any, readmes: Path) -> None:
+    """The whole script on a tiny row with each number of threads; the READMEs' tables and the picture of its result."""
+    pytest.importorskip("matplotlib")
+    output = readmes / "step-cpu.json"
+    result, done = run_script("bench_step.py", output, "--rows", "8-5:10", "--threads", "1", "--precision", "fp32,bf16")
+    row = result["rows"][0]
+    assert row["measured_seconds"] > 0
+    assert row["measured_over_floor"] > 0
+    assert row["floor_by"] in row["seconds"]
+    assert row["flops_per_second"] == pytest.approx(10 * 10 * 8 * 5 / row["measured_seconds"])
+    assert result["peaks"][0]["flops_per_second"] > 0
+    assert {row["precision"] for row in result["rows"]} | set(result["left_out"]) == {"fp32", "bf16"}
+    assert (done.returncode == 0) == all(row["same_losses"] for row in result["rows"])
+    for row in result["rows"]:  # without a peer there is nothing to be the same as
+        assert row["same_losses"] == (len(row["loss_after_20_steps"]) > 1)
+        if len(row["loss_after_20_steps"]) == 1:
+            assert "--peers" in done.stderr
+
+    assert [path.name for path in tables.write("step-cpu", result, readmes)] == [
+        "README.md",
+        "README.md",
+        "step-cpu.svg",
+    ]
+    texts = [(readmes / readme).read_text() for readme in tables.READMES]
+    for readme, text in zip(tables.READMES, texts, strict=True):
+        assert tables.between(text, "step-cpu") == tables.expected("step-cpu", result, readme)
+        assert "| 8-5-8 | 10 | fp32 | 1 |" in text
+    assert (
+        texts[0].split("<!-- step-cpu -->")[0]
+        == (FOLDER.parent / "README.md").read_text().split("<!-- step-cpu -->")[0]
+    )
+    tables.write("step-cpu", result, readmes)
+    assert texts == [(readmes / readme).read_text() for readme in tables.READMES]
+    assert "<svg" in (readmes / "docs" / "step-cpu.svg").read_text()
+
+
+def test_bad_options_of_the_races_are_refused() -> None:
+    for script, options, wanted in (
+        ("bench_step.py", ["--rows", "9-9:9"], "--rows: expected some of 64-25:100"),
+        ("bench_step.py", ["--threads", "0"], "--threads: expected some of 1"),
+        ("bench_step.py", ["--precision", "fp8"], "--precision: expected some of fp32, bf16, got fp8"),
+        ("bench_encode.py", ["--threads", "0"], "--threads: expected at least 1, got 0"),
+        ("report.py", ["--write", str(FOLDER / "results" / "fit-cpu.json")], "expected results named step-cpu"),
+    ):
+        done = subprocess.run([sys.executable, FOLDER / script, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert wanted in done.stderr
+
+
+def test_encoding_races_and_tells(tables: Any, readmes: Path) -> None:
+    output = readmes / "encode-cpu.json"
+    result, done = run_script("bench_encode.py", output, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert {(row["rows"], row["callers"]) for row in result["rows"]} == {(n, c) for n in (1, 8, 64) for c in (1, 16)}
+    for row in result["rows"]:
+        assert row["same_code"]
+        assert 0 < row["p50"] <= row["p90"] <= row["p99"] <= row["p99.9"]
+        assert row["calls_per_second"] > 0
+    assert {"ours", "ours transform", "numpy"} <= {row["contender"] for row in result["rows"]}
+    assert result["step_call"]["step_seconds"] > 0
+    assert [path.name for path in tables.write("encode-cpu", result, readmes)] == ["README.md"]
+    text = (readmes / "benchmarks" / "README.md").read_text()
+    assert tables.between(text, "encode-cpu") == tables.expected("encode-cpu", result, "benchmarks/README.md")
+
+
+@pytest.mark.parametrize("name", ["step-cpu", "encode-cpu"])
+def test_the_readmes_say_what_the_results_say(name: str, tables: Any) -> None:
+    result, places = tables.committed(name), 0
+    for readme in tables.READMES:
+        found = tables.between((FOLDER.parent / readme).read_text(), name)
+        if found is not None:
+            assert found == tables.expected(name, result, readme)
+            places += 1
+    assert places == (2 if name == "step-cpu" else 1)
+    if result is not None and name in tables.PICTURES:
+        assert (FOLDER.parent / tables.PICTURES[name][0]).exists()
+
+
+def test_a_table_shows_what_is_missing(tables: Any) -> None:
+    row = {
+        "model": "8-5", "features": 8, "batch": 10, "precision": "fp32", "threads": 2, "measured_seconds": None,
+        "times_faster_than": {"jax": 2.0}, "measured_over_floor": None,
+    }  # fmt: skip
+    assert tables.table([row], tables.STEP).splitlines()[-1] == "| 8-5-8 | 10 | fp32 | 2 | - | - | - | 2.00 x | - |"
 
 
 def test_ratios_are_medians_over_the_rounds(gpu: Any) -> None:

@@ -372,7 +372,7 @@ def test_flipped_bits(whole: bytes, tmp_path: Path) -> None:
             content[chance.randrange(last)] ^= 1 << chance.randrange(8)
         path.write_bytes(content)
         outcomes.append(loads_or_is_refused(path))
-    assert 100 < sum(outcomes) < 1400
+    assert 50 < sum(outcomes) < 1450
 
 
 def test_replaced_digits_and_words_of_the_header(whole: bytes, tmp_path: Path) -> None:

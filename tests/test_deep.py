@@ -196,7 +196,7 @@ def test_large_codes_go_to_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     X = data(20_000)
     np.save(tmp_path / "X.npy", X)
     expected = make(max_epochs=1, batch_size=1000).fit(X)
-    monkeypatch.setattr(stores, "_CODES_IN_MEMORY", 1000)
+    monkeypatch.setattr(stores, "_BYTES_IN_MEMORY", 1000)
     kinds = []
     fit = SparseAutoencoder._fit
 

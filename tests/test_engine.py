@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -541,6 +542,88 @@ def test_out_may_not_be_the_input(device: str) -> None:
     with pytest.raises(ValueError, match="out: expected memory of its own"):
         engine.reconstruct(X, out=X)
     np.testing.assert_array_equal(X, before)
+
+
+class Subclass(np.ndarray[Any, Any]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("X", "readable"),
+    [
+        (np.ones((3, D), np.float32), True),
+        (np.ones((3, D)), True),
+        (np.ones((0, D)), True),
+        (np.ones((3, 2 * D))[:, :D], True),
+        (np.ones((3, D))[::2], True),
+        (np.broadcast_to(np.ones(D), (3, D)), True),
+        (read_only(np.ones((3, D))), True),
+        (np.ones((3, D)).view(Subclass), True),
+        (pickle.loads(pickle.dumps(np.ones((3, D)))), True),
+        (np.ones((3, D))[::-1], False),
+        (np.ones((3, 2 * D))[:, ::2], False),
+        (np.ones((D, 3)).T, False),
+        (np.frombuffer(b"\0" * (24 * D + 1), np.uint8)[1:].view(np.float64).reshape(3, D), False),
+        (np.ones((3, D), np.dtype(np.float64).newbyteorder()), False),
+        (np.ones((3, D), np.int32), False),
+        (np.ones((3, D), np.float16), False),
+        (np.ones((3, D), np.longdouble), False),
+        (np.ones((3, D), [("a", "f8")]), False),
+        (np.ones((3, D + 1)), False),
+        (np.ones(D), False),
+        (np.ones((1, 3, D)), False),
+        (np.float64(1), False),
+        ([[1.0] * D] * 3, False),
+        (None, False),
+    ],
+    ids=lambda X: f"{type(X).__name__} {getattr(X, 'shape', '')} {getattr(X, 'dtype', '')}",
+)
+def test_rows_are_read_where_they_are(X: Any, readable: bool) -> None:
+    """Where that is not possible the engine takes what NumPy makes of them, with the same numbers."""
+    assert _core.is_readable(X, D) is readable
+    engine = trained("cpu")
+    if readable:
+        assert engine.rows("X", X, D) is X
+    try:
+        rows = engine.rows("X", X, D)
+    except ValueError:
+        assert np.ndim(X) != 2 or np.shape(X) != (3, D) or X.dtype.names
+    else:
+        np.testing.assert_array_equal(engine.encode(X), engine.encode(np.ascontiguousarray(np.asarray(X), rows.dtype)))
+
+
+def test_results_are_written_where_they_are() -> None:
+    X, dtype = np.ones((3, D)), "float64"
+    memory = np.ones(3 * (D + H))
+    rows, beside = memory[: 3 * D].reshape(3, D), memory[3 * D :].reshape(3, H)
+    over = memory[3 * D - 1 : 3 * (D + H) - 1].reshape(3, H)
+    assert _core.is_writable(np.empty((3, H)), X, H, dtype)
+    assert _core.is_writable(np.empty((3, H), np.int32), X, H, "int32")
+    assert _core.is_writable(np.empty((0, H)), X[:0], H, dtype)
+    assert _core.is_writable(beside, rows, H, dtype)
+    for out in (
+        over, np.empty((3, H), np.float32), np.empty((2, H)), np.empty((3, H + 1)), np.empty((H, 3)).T, np.empty(H),
+        read_only(np.empty((3, H))), np.empty((3, H), np.dtype(dtype).newbyteorder()), [[0.0] * H] * 3, None,
+    ):  # fmt: skip
+        assert not _core.is_writable(out, rows, H, dtype)
+    with pytest.raises(ValueError, match="dtype: expected"):
+        _core.is_writable(beside, rows, H, "float16")
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_nothing_is_allocated_with_out(rows: int, device: str) -> None:
+    """A service that encodes row after row has no garbage; NumPy tells tracemalloc of its arrays."""
+    if device != "cpu":
+        pytest.skip("the memory of a device is not NumPy's")
+    engine = trained(device)
+    X, code, output = data(rows, D), np.empty((rows, H)), np.empty((rows, D))
+    for _ in range(2):
+        tracemalloc.start()
+        engine.encode(X, out=code)
+        engine.reconstruct(X, out=output)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1000
 
 
 # --- numbers that are not finite ---

@@ -359,7 +359,7 @@ def adam_complement_of_beta_in_float32(patch: Patch) -> None:
 @fault(training_of(optimizer="adam"))
 def adam_counts_steps_from_two(patch: Patch) -> None:
     original = optimizers.StepScalars.at
-    patch.setattr(layered.StepScalars, "at", staticmethod(lambda config, t, decay: original(config, t + 1, decay)))
+    patch.setattr(layered.StepScalars, "at", staticmethod(lambda config, t, *rest: original(config, t + 1, *rest)))
 
 
 @fault(training_of(optimizer="momentum"))
@@ -380,6 +380,57 @@ def nesterov_takes_the_buffer_alone(patch: Patch) -> None:
 @fault(training_of(optimizer="sgd"))
 def sgd_goes_up(patch: Patch) -> None:
     replace(patch, optimizers.Sgd, "update", lambda original, self, p, g, moments, s: original(self, p, -g, moments, s))
+
+
+# --- schedules, the limit of the gradient, L1 ---
+
+COSINE = {"lr_schedule": "cosine", "lr_total_steps": 20, "lr_warm_up": 4}
+STEP = {"lr_schedule": "step", "lr_step_size": 5, "lr_warm_up": 3}
+
+
+@fault(training_of(**COSINE))
+def cosine_one_step_early(patch: Patch) -> None:
+    replace(patch, optimizers, "share", lambda original, config, t, total: original(config, t + (t > 4), total))
+
+
+@fault(training_of(**COSINE))
+def warm_up_from_zero(patch: Patch) -> None:
+    replace(patch, optimizers, "share", lambda original, config, t, total: original(config, t, total) - (t <= 4) / 4)
+
+
+@fault(training_of(**STEP))
+def step_decay_counted_from_the_first_step(patch: Patch) -> None:
+    replace(patch, optimizers, "share", lambda original, config, t, total: original(config, t + 3 * (t > 3), total))
+
+
+@fault(training_of(optimizer="adamw", weight_decay=0.5, **COSINE))
+def decoupled_decay_by_the_rate_without_schedule(patch: Patch) -> None:
+    change_scalars(patch, lambda s: {"shrink": 1 - 0.01 * 0.5 if s.shrink != 1 else 1.0})
+
+
+@fault(training_of(max_grad_norm=0.05, optimizer="sgd"))
+def no_limit_of_the_gradient(patch: Patch) -> None:
+    patch.setattr(layered, "clip_factor", lambda *_: 1.0)
+
+
+@fault(training_of(max_grad_norm=0.05, optimizer="momentum"))
+def each_parameter_limited_on_its_own(patch: Patch) -> None:
+    replace(
+        patch,
+        layered,
+        "clip_factor",
+        lambda original, config, gradients: original(config, {"W1": gradients["W1"]}),
+    )
+
+
+@fault(training_of(max_grad_norm=0.05, weight_decay=0.3, optimizer="sgd"))
+def squared_norm_for_the_norm(patch: Patch) -> None:
+    replace(patch, layered, "clip_factor", lambda original, *args: original(*args) ** 2)
+
+
+@fault(gradient_of(weight_l1=0.05))
+def l1_is_left_out(patch: Patch) -> None:
+    patch.setattr(Layered, "_l1", lambda self, name: 0.0)
 
 
 # --- outputs ---

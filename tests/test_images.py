@@ -443,6 +443,7 @@ WINDOW_FIELDS: dict[str, list[Any]] = {
     **{"activation": ["sigmoid"], "penalty": ["none", "l1", "log"], "beta": [0.0, 1.5], "rho": [0.1]},
     **{
         "weight_decay": [0.0, 0.3],
+        "weight_l1": [0.05],
         "per_position": [True],
         "winners": ["spatial", "lifetime", "both"],
         "lifetime": [0.9],

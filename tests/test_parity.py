@@ -176,6 +176,8 @@ def check_gradient(
 
 def is_kinked(config: Config) -> bool:
     """Whether a rounding error can flip a slope, after which two correct runs part."""
+    if config.weight_l1 or any(getattr(layer, "weight_l1", None) for layer in config.layers):
+        return True
     return any(
         activation == "relu" or (penalty == "l1" and activation in ("tanh", "identity")) or mode == "max"
         for activation, penalty, mode in (
@@ -642,6 +644,7 @@ FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "emphasis_rest": ({"corruption": "salt_and_pepper"}, [0.0, 2.0]),
     "tied": ({}, [True]),
     "weight_decay": ({}, [0.0, 0.3]),
+    "weight_l1": ({}, [0.05]),
     "contraction": ({}, [0.5]),
     "contraction_hessian": ({}, [0.5]),
     "contraction_noise": ({"contraction_hessian": 0.5}, [0.3]),
@@ -653,6 +656,13 @@ FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "beta1": ({}, [0.0, 0.5]),
     "beta2": ({}, [0.0, 0.5]),
     "epsilon": ({}, [1e-2]),
+    "lr_schedule": ({"lr_total_steps": 3, "lr_step_size": 1}, ["cosine", "step"]),
+    "lr_warm_up": ({}, [2]),
+    "lr_total_steps": ({"lr_schedule": "cosine", "lr_total_steps": 3}, [2, 9, None]),
+    "lr_final": ({"lr_schedule": "cosine", "lr_total_steps": 3}, [0.5]),
+    "lr_step_size": ({"lr_schedule": "step", "lr_step_size": 1}, [2]),
+    "lr_gamma": ({"lr_schedule": "step", "lr_step_size": 1}, [0.5]),
+    "max_grad_norm": ({}, [0.01]),
     "dtype": ({}, ["float32"]),
     "precision": ({"dtype": "float32"}, ["tf32", "bf16"]),
 }
@@ -663,6 +673,7 @@ LAYER_FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "beta": ({"penalty": "kl"}, [0.0, 1.5]),
     "rho": ({"penalty": "kl"}, [0.1, 0.9]),
     "weight_decay": ({}, [0.0, 0.3]),
+    "weight_l1": ({}, [0.05]),
     "winners": ({"activation": "relu"}, ["lifetime"]),
     "lifetime": ({"activation": "relu", "winners": "lifetime"}, [0.5]),
 }

@@ -18,7 +18,8 @@ SHAPES = [
     (33, 98, 784), (130, 1400, 50), (5, 7, 1153), (256, 196, 390), (25, 64, 3000), (70, 40, 9000), (1, 3000, 40),
 ]  # fmt: skip
 own_kernels = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or _core.isa() == "baseline", reason="this level has no kernels of ours"
+    platform.machine() not in ("x86_64", "AMD64") or _core.isa() == "baseline",
+    reason="this level has no kernels of ours",
 )
 
 

@@ -318,6 +318,7 @@ FIELDS: dict[str, list[Any]] = {
     "free_bits": [0.3],
     "warm_up": [10.0],
     "weight_decay": [0.0, 0.3],
+    "weight_l1": [0.05],
 }
 
 

@@ -11,6 +11,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/loops.h"
 #include "cpu/pool.h"
+#include "cpu/provider.h"
 
 namespace fastsae {
 namespace {
@@ -93,6 +94,11 @@ std::unique_ptr<Backend> make_backend(const std::string& device, Precision preci
 int num_threads() { return cpu::num_threads(); }
 void set_num_threads(int count) { cpu::set_num_threads(count); }
 void limit_threads_here(int count) { cpu::limit_threads_here(count); }
+const char* product_provider(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n,
+                             std::int64_t k, DType dtype) {
+  return cpu::provider_for(transpose_a, transpose_b, m, n, k, dtype) == cpu::Provider::panels ? "panels"
+                                                                                              : "blas";
+}
 const char* isa_name() { return cpu::isa_name(cpu::isa()); }
 const char* blas_name() { return cpu::blas_name(); }
 

@@ -1,8 +1,11 @@
 // What holds for the whole process, whatever engines it has.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
+
+#include "core/tensor.h"
 
 namespace fastsae {
 
@@ -21,5 +24,8 @@ void limit_threads_here(int count);
 // The instruction set and the BLAS that CPU work uses, for reports.
 const char* isa_name();
 const char* blas_name();
+// Who computes a product of that shape: "blas", or "panels" of our own.
+const char* product_provider(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n,
+                             std::int64_t k, DType dtype);
 
 }  // namespace fastsae

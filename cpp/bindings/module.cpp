@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <limits>
 #include <memory>
 
 #include "backend/process.h"
@@ -20,6 +21,8 @@ namespace py = pybind11;
 
 namespace fastsae {
 namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 using Weights = std::optional<py::array_t<double, py::array::c_style>>;
 
@@ -98,6 +101,7 @@ LayerSpec layer_from(const py::dict& layer) {
   spec.beta = option<double>(layer, "beta");
   spec.rho = option<double>(layer, "rho");
   spec.weight_decay = option<double>(layer, "weight_decay");
+  spec.weight_l1 = option<double>(layer, "weight_l1");
   spec.per_position = option<bool>(layer, "per_position");
   spec.kernel = option<std::int64_t>(layer, "kernel");
   spec.stride = option<std::int64_t>(layer, "stride");
@@ -113,31 +117,32 @@ LayerSpec layer_from(const py::dict& layer) {
 // What fastsae.Config.core() made.
 std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device,
                                     std::int64_t full_batch_rows) {
-  const auto name = option<std::string>(c, "optimizer");
+  const auto word = [&](const char* field) { return option<std::string>(c, field); };
+  const auto whole = [&](const char* field) { return option<std::int64_t>(c, field); };
+  const auto real = [&](const char* field) { return option<double>(c, field); };
+  const std::string name = word("optimizer");
   ModelSpec model;
-  model.n_features = option<std::int64_t>(c, "n_features");
-  model.n_outputs = option<std::int64_t>(c, "n_outputs");
+  model.n_features = whole("n_features");
+  model.n_outputs = whole("n_outputs");
   for (const py::handle item : c["layers"]) model.layers.push_back(layer_from(item.cast<py::dict>()));
-  model.code_layer = option<std::int64_t>(c, "code_layer");
-  model.corruption = {option<std::string>(c, "corruption"), option<double>(c, "corruption_level"),
-                      option<double>(c, "corruption_low"),  option<double>(c, "corruption_high"),
-                      option<double>(c, "emphasis"),        option<double>(c, "emphasis_rest")};
-  model.contraction = {option<double>(c, "contraction"), option<double>(c, "contraction_hessian"),
-                       option<double>(c, "contraction_noise")};
-  model.loss = option<std::string>(c, "loss");
-  model.loss_reduction = option<std::string>(c, "loss_reduction");
+  model.code_layer = whole("code_layer");
+  model.corruption = {word("corruption"),      real("corruption_level"), real("corruption_low"),
+                      real("corruption_high"), real("emphasis"),         real("emphasis_rest")};
+  model.contraction = {real("contraction"), real("contraction_hessian"), real("contraction_noise")};
+  model.loss = word("loss");
+  model.loss_reduction = word("loss_reduction");
   model.tied = option<bool>(c, "tied");
   model.decoupled_decay = name == "adamw";
-  model.moving_rho_hat = option<std::string>(c, "rho_hat") == "ema";
-  model.rho_hat_decay = option<double>(c, "rho_hat_decay");
-  model.dtype = dtype_from(option<std::string>(c, "dtype"));
-  const OptimizerSpec optimizer{name,
-                                option<double>(c, "learning_rate"),
-                                option<double>(c, "momentum"),
-                                option<double>(c, "beta1"),
-                                option<double>(c, "beta2"),
-                                option<double>(c, "epsilon")};
-  const Precision precision = precision_from(option<std::string>(c, "precision"));
+  model.moving_rho_hat = word("rho_hat") == "ema";
+  model.rho_hat_decay = real("rho_hat_decay");
+  model.dtype = dtype_from(word("dtype"));
+  OptimizerSpec optimizer{name,          real("learning_rate"), real("momentum"),
+                          real("beta1"), real("beta2"),         real("epsilon")};
+  optimizer.max_gradient_norm = option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity);
+  const auto total_steps = option<std::optional<std::int64_t>>(c, "lr_total_steps");
+  optimizer.schedule = {word("lr_schedule"), whole("lr_warm_up"),   total_steps.value_or(0),
+                        real("lr_final"),    whole("lr_step_size"), real("lr_gamma")};
+  const Precision precision = precision_from(word("precision"));
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
                                   full_batch_rows);
@@ -273,6 +278,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   });
 
   bind_device_array(m);
+  bind_arrays(m);
 
   py::class_<Engine> engine(m, "Engine");
   engine.def(py::init(&make_engine), py::arg("config"), py::arg("device"), py::arg("full_batch_rows") = 0)
@@ -344,6 +350,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                     py::cpp_function(&Engine::set_epoch, Released()))
       .def_property("learning_rate", py::cpp_function(&Engine::learning_rate, Released()),
                     py::cpp_function(&Engine::set_learning_rate, Released()))
+      .def_property("total_steps", py::cpp_function(&Engine::total_steps, Released()),
+                    py::cpp_function(&Engine::set_total_steps, Released()))
       .def_property_readonly("code_width", &Engine::code_width);
 
   py::class_<TopKEncoder> encoder(m, "TopKEncoder");

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/process.h"
 #include "core/error.h"
 
 namespace py = pybind11;
@@ -49,6 +50,19 @@ void bind_products(py::module_& module) {
   module.def("product", &product, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("transpose_a") = false,
              py::arg("transpose_b") = false, py::arg("accumulate") = false, py::arg("repeats") = 1,
              "out = a b, or out += a b, on the CPU; returns the seconds that one took.");
+  module.def(
+      "product_provider",
+      [](bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
+         const py::object& type) {
+        const py::dtype dtype = py::dtype::from_args(type);
+        FS_REQUIRE(dtype.is(py::dtype::of<float>()) || dtype.is(py::dtype::of<double>()),
+                   "dtype: expected float32 or float64, got ", std::string(py::str(dtype)));
+        return product_provider(transpose_a, transpose_b, m, n, k,
+                                dtype.is(py::dtype::of<float>()) ? DType::f32 : DType::f64);
+      },
+      py::arg("transpose_a"), py::arg("transpose_b"), py::arg("m"), py::arg("n"), py::arg("k"),
+      py::arg("dtype"),
+      "Who computes an (m x k) by (k x n) product on the CPU: 'blas', or 'panels' of our own.");
 }
 
 }  // namespace fastsae

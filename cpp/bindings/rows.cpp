@@ -16,6 +16,57 @@ RowSource rows_of(const DeviceArray& x) {
           x.tensor.dtype, true};
 }
 
+// The type of the elements in the machine's byte order, if results and rows may have it.
+std::optional<DType> element_of(const py::array& x) {
+  const py::dtype type = x.dtype();
+  if (type.byteorder() != '=') return std::nullopt;
+  const int number = type.normalized_num();
+  if (number == py::dtype::num_of<float>()) return DType::f32;
+  if (number == py::dtype::num_of<double>()) return DType::f64;
+  if (number == py::dtype::num_of<std::int32_t>()) return DType::i32;
+  return std::nullopt;
+}
+
+bool is_rows(const py::array& x, std::int64_t cols) {
+  const std::optional<DType> type = element_of(x);
+  return type && *type != DType::i32 && x.ndim() == 2 && x.shape(1) == cols;
+}
+
+bool contiguous_rows(const py::array& x) {
+  return x.size() == 0 || x.shape(1) == 1 || x.strides(1) == x.itemsize();
+}
+
+bool is_target(const py::array& out, std::int64_t rows, std::int64_t cols, DType dtype) {
+  return element_of(out) == dtype && out.ndim() == 2 && out.shape(0) == rows && out.shape(1) == cols &&
+         (out.flags() & py::array::c_style) != 0 && out.writeable();
+}
+
+// Whether dense memory of a result lies apart from rows.
+bool apart(const void* out, std::size_t bytes, const RowSource& in) {
+  if (bytes == 0) return true;
+  const auto* first = static_cast<const std::byte*>(out);
+  const std::byte* in_last = in.row(in.rows - 1) + static_cast<std::size_t>(in.cols) * size_of(in.dtype);
+  return first + bytes <= in.data || in_last <= first;
+}
+
+RowSource rows_of(const py::array& x) {
+  return {x.data(), x.shape(0), x.shape(1), x.strides(0), *element_of(x)};
+}
+
+bool is_readable(py::handle x, std::int64_t cols) {
+  if (!py::isinstance<py::array>(x)) return false;
+  const auto rows = py::reinterpret_borrow<py::array>(x);
+  return is_rows(rows, cols) && contiguous_rows(rows) && rows.strides(0) >= 0 &&
+         (rows.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+}
+
+bool is_writable(py::handle out, const py::array& x, std::int64_t cols, DType dtype) {
+  if (!py::isinstance<py::array>(out) || x.ndim() != 2 || !element_of(x)) return false;
+  const auto target = py::reinterpret_borrow<py::array>(out);
+  return is_target(target, x.shape(0), cols, dtype) &&
+         apart(target.data(), static_cast<std::size_t>(target.nbytes()), rows_of(x));
+}
+
 // Integers only where asked for: they are no rows.
 template <class Owner>
 DeviceArray borrow(const Owner& owner, const std::string& name, const py::object& tensor, bool integers) {
@@ -103,13 +154,12 @@ RowSource rows_of(const char* name, const Backend& backend, const Rows& rows, st
     return rows_of(*x);
   }
   const auto& x = std::get<py::array>(rows);
-  const bool f32 = py::isinstance<py::array_t<float>>(x), f64 = py::isinstance<py::array_t<double>>(x);
-  FS_REQUIRE(f32 || f64, name, ": expected an array of float32 or float64");
-  FS_REQUIRE(x.ndim() == 2 && x.shape(1) == cols, name, ": expected ", cols, " columns, got ",
+  const std::optional<DType> type = element_of(x);
+  FS_REQUIRE(type && *type != DType::i32, name, ": expected an array of float32 or float64");
+  FS_REQUIRE(is_rows(x, cols), name, ": expected ", cols, " columns, got ",
              x.ndim() == 2 ? text(x.shape(1)) : text(x.ndim(), " dimensions"));
-  FS_REQUIRE(x.size() == 0 || cols == 1 || x.strides(1) == x.itemsize(), name,
-             ": expected rows that are contiguous in memory");
-  return {x.data(), x.shape(0), cols, x.strides(0), f32 ? DType::f32 : DType::f64};
+  FS_REQUIRE(contiguous_rows(x), name, ": expected rows that are contiguous in memory");
+  return rows_of(x);
 }
 
 RowTarget output_of(const char* name, Rows& out, const Backend& backend, DType dtype, const RowSource& in,
@@ -127,16 +177,11 @@ RowTarget output_of(const char* name, Rows& out, const Backend& backend, DType d
     target = {t.data, true};
   } else {
     auto& host = std::get<py::array>(out);
-    FS_REQUIRE(host.dtype().equal(numpy_dtype(dtype)) && host.ndim() == 2 && host.shape(0) == in.rows &&
-                   host.shape(1) == cols && (host.flags() & py::array::c_style) && host.writeable(),
-               name, ": expected a writable C-contiguous ", dtype_name(dtype), " array of ", in.rows, " x ",
-               cols);
+    FS_REQUIRE(is_target(host, in.rows, cols, dtype), name, ": expected a writable C-contiguous ",
+               dtype_name(dtype), " array of ", in.rows, " x ", cols);
     target = host.mutable_data();
   }
-  if (bytes == 0) return target;
-  const auto* first = static_cast<const std::byte*>(target.data);
-  const std::byte* in_last = in.row(in.rows - 1) + static_cast<std::size_t>(in.cols) * size_of(in.dtype);
-  FS_REQUIRE(first + bytes <= in.data || in_last <= first, name,
+  FS_REQUIRE(apart(target.data, bytes, in), name,
              ": expected memory of its own, got memory that the input uses");
   return target;
 }
@@ -148,6 +193,18 @@ const std::int64_t* order_of(const Order& order, std::int64_t rows) {
     FS_REQUIRE(row >= 0 && row < rows, "order: expected row numbers in [0, ", rows, "), got ", row);
   }
   return order->data();
+}
+
+void bind_arrays(py::module_& m) {
+  m.def("is_readable", &is_readable, py::arg("X"), py::arg("cols"),
+        "Whether X is an array of so many columns whose rows are read where they are.");
+  m.def(
+      "is_writable",
+      [](py::handle out, const py::array& x, std::int64_t cols, const std::string& dtype) {
+        return is_writable(out, x, cols, result_dtype(dtype));
+      },
+      py::arg("out"), py::arg("X"), py::arg("cols"), py::arg("dtype"),
+      "Whether out is an array that so many numbers for each row of X are written to where it is.");
 }
 
 void bind_rows(py::class_<Engine>& engine) {

@@ -20,6 +20,8 @@ RowTarget output_of(const char* name, Rows& out, const Backend& backend, DType d
 // Null without an order; its numbers are those of rows.
 const std::int64_t* order_of(const Order& order, std::int64_t rows);
 
+// What arrays.py asks about arrays.
+void bind_arrays(pybind11::module_& m);
 // Taking tensors in and making room for results, for an engine and for an encoder.
 void bind_memory(pybind11::class_<Engine>& engine);
 void bind_memory(pybind11::class_<TopKEncoder>& encoder);
@@ -27,3 +29,22 @@ void bind_memory(pybind11::class_<TopKEncoder>& encoder);
 void bind_rows(pybind11::class_<Engine>& engine);
 
 }  // namespace fastsae
+
+// pybind11 asks each alternative in turn, and what is no DeviceArray it asks for an attribute of another build's type,
+// which takes longer than a small encode.
+template <>
+struct pybind11::detail::type_caster<fastsae::Rows> {
+  PYBIND11_TYPE_CASTER(fastsae::Rows, make_caster<fastsae::DeviceArray>::name + const_name(" | ") +
+                                          make_caster<pybind11::array>::name);
+
+  bool load(handle from, bool convert) {
+    if (isinstance<array>(from)) {
+      value = reinterpret_borrow<array>(from);
+      return true;
+    }
+    make_caster<fastsae::DeviceArray> device;
+    if (!device.load(from, convert)) return false;
+    value = cast_op<const fastsae::DeviceArray&>(device);
+    return true;
+  }
+};

@@ -120,7 +120,7 @@ template <class S>
 void product_of(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
                 Sums sums, Scratch& scratch, const Parallel& parallel) {
   const std::int64_t inner = a.cols();
-  const Provider provider = provider_for<S>(a.transposed, b.transposed, out.rows, out.cols, inner);
+  const Provider provider = provider_for(a.transposed, b.transposed, out.rows, out.cols, inner, out.dtype);
   if (const Cut parts = inner_parts(out.rows, out.cols, inner); parts.parts > 1)
     return in_parts<S>(a, b, parts, provider, out, accumulate, kernel, sums, scratch, parallel);
   if (provider == Provider::blas || inner == 0)

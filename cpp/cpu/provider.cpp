@@ -1,10 +1,13 @@
 #include "cpu/provider.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
 #include "core/error.h"
 #include "cpu/blas.h"
+#include "cpu/loops.h"
+#include "cpu/provider_table.h"
 
 namespace fastsae::cpu {
 namespace {
@@ -28,12 +31,22 @@ Wanted wanted() {
   return kept;
 }
 
+// The place of the first size that is not smaller, or of the last.
+template <std::size_t kCount>
+std::size_t place_of(std::int64_t size, const std::int64_t (&sizes)[kCount]) {
+  return static_cast<std::size_t>(std::lower_bound(sizes, sizes + kCount - 1, size) - sizes);
+}
+
 }  // namespace
 
-template <class S>
-Provider provider_for(bool, bool, std::int64_t m, std::int64_t, std::int64_t) {
+Provider provider_for(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      DType dtype) {
   if (wanted() != Wanted::either) return wanted() == Wanted::blas ? Provider::blas : Provider::panels;
-  return has_panels() && m >= 8 ? Provider::panels : Provider::blas;
+  if (!has_panels()) return Provider::blas;
+  const std::size_t level = (isa() == Isa::avx512 ? 2 : 0) + (dtype == DType::f64 ? 1 : 0);
+  const std::size_t kind = transpose_b ? 1 : transpose_a ? 2 : 0;
+  const char first = kFirstRows[level][kind][place_of(n, kTableCols)][place_of(k, kTableInner)];
+  return place_of(m, kTableRows) >= static_cast<std::size_t>(first - 'a') ? Provider::panels : Provider::blas;
 }
 
 template <class S>
@@ -43,8 +56,6 @@ void multiply(Provider provider, const Product<S>& p) {
        p.ldc);
 }
 
-template Provider provider_for<float>(bool, bool, std::int64_t, std::int64_t, std::int64_t);
-template Provider provider_for<double>(bool, bool, std::int64_t, std::int64_t, std::int64_t);
 template void multiply(Provider, const Product<float>&);
 template void multiply(Provider, const Product<double>&);
 

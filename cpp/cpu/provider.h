@@ -3,15 +3,17 @@
 
 #include <cstdint>
 
+#include "core/tensor.h"
 #include "cpu/panels.h"
 
 namespace fastsae::cpu {
 
 enum class Provider : std::uint8_t { blas, panels };
 
-// FASTSAE_PRODUCTS=blas|panels names one for all; where our kernels do not run it is the BLAS.
-template <class S>
-Provider provider_for(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k);
+// By the measured table of provider_table.h. FASTSAE_PRODUCTS=blas|panels names one for all; where our kernels do not run
+// it is the BLAS.
+Provider provider_for(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
+                      DType dtype);
 
 // The whole product on the calling thread.
 template <class S>

@@ -239,20 +239,21 @@ void Engine::begin_step(const Rows& rows) {
   } else {
     const Batch batch = load(rows, 0, rows.count, training_->batch(), !backend_->reads_host_memory());
     const bool aimed = rows.of.target.data != nullptr;  // else the target is x, elsewhere in memory
-    const auto body = [&] {
+    const auto step = [&] {
       model_->begin(memory_, true, true);
       model_->accumulate(batch, true);
       update();
     };
-    // By reference, which needs no memory.
-    backend_->step(training_->number << 33 | std::int64_t{aimed} << 32 | rows.count, std::ref(body));
+    // By reference: a std::function would allocate to hold it.
+    backend_->step(training_->number << 33 | std::int64_t{aimed} << 32 | rows.count, std::ref(step));
   }
   in_flight_.push_back(rows);
 }
 
 void Engine::settle() {
   if (in_flight_.empty()) return;
-  std::vector<Rows> begun = std::exchange(in_flight_, {});
+  settling_.clear();  // both keep their memory from step to step
+  settling_.swap(in_flight_);
   StepLog log{};
   backend_->read(control(Control::kLog), &log);
   const auto good = static_cast<std::size_t>(log.steps) - static_cast<std::size_t>(metrics_.steps);
@@ -260,17 +261,13 @@ void Engine::settle() {
   metrics_.steps = static_cast<std::int64_t>(log.steps);
   metrics_.weight = log.weight;
   static_cast<StepCost&>(metrics_.sums) = log.sums;
-  for (std::size_t i = 0; i < std::min(good, begun.size()); ++i) metrics_.rows += begun[i].count;
-  if (log.failed == 0) {
-    begun.clear();
-    in_flight_ = std::move(begun);  // for its memory
-    return;
-  }
+  for (std::size_t i = 0; i < std::min(good, settling_.size()); ++i) metrics_.rows += settling_[i].count;
+  if (log.failed == 0) return;
   log.failed = 0;
   backend_->write(control(Control::kLog), &log);
   Cost cost;
   backend_->read(control(Control::kCost), static_cast<StepCost*>(&cost));
-  explain(cost, begun.at(good));
+  explain(cost, settling_.at(good));
 }
 
 void Engine::explain(const Cost& cost, const Rows& rows) {
@@ -295,6 +292,8 @@ void Engine::explain(const Cost& cost, const Rows& rows) {
 void Engine::run(const Examples& examples, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
+  FS_REQUIRE(optimizer_.schedule().name != "cosine" || optimizer_.schedule().total_steps > 0,
+             "lr_total_steps: lr_schedule='cosine' needs the number of all steps, and it is not known");
   Columns held = std::exchange(columns_, {});
   const Rows all = all_rows(examples, order, count, held);
   for (std::int64_t first = 0; first < count;) {

@@ -86,6 +86,9 @@ class Engine {
   void reset_metrics();
   double learning_rate() const;
   void set_learning_rate(double rate);
+  // What the cosine schedule ends with.
+  std::int64_t total_steps() const;
+  void set_total_steps(std::int64_t steps);
   // Noise depends on these two and on the number and column of what it is added to.
   std::int64_t noise_seed() const;
   void set_noise_seed(std::int64_t seed);
@@ -185,7 +188,8 @@ class Engine {
   }
   Arena control_;
   StepMemory memory_;
-  std::vector<Rows> in_flight_;  // steps begun and not yet settled
+  std::vector<Rows> in_flight_,
+      settling_;  // steps begun and not yet settled; those whose outcome is looked at
   std::int64_t steps_ = 0, noise_seed_ = 0, epoch_ = 0;
   Metrics metrics_;
 };

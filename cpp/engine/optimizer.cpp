@@ -1,5 +1,6 @@
 #include "engine/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/list.h"
@@ -7,12 +8,24 @@
 namespace fastsae {
 namespace {
 
+constexpr double kPi = 3.14159265358979323846;
+
 // AdamW is Adam whose update also shrinks the weights.
 std::string step_name(const std::string& optimizer) {
   return optimizer == "adamw" ? AdamStep::name : optimizer;
 }
 
 }  // namespace
+
+double Schedule::share(std::int64_t step) const {
+  if (step <= warm_up) return static_cast<double>(step) / static_cast<double>(warm_up);
+  const std::int64_t after = step - 1 - warm_up;
+  if (name == "step") return std::pow(gamma, static_cast<double>(after / step_size));
+  if (name != "cosine") return 1;
+  const std::int64_t length = std::max<std::int64_t>(1, total_steps - warm_up);
+  const double done = std::min(1.0, static_cast<double>(after) / static_cast<double>(length));
+  return final_share + (1 - final_share) * (1 + std::cos(kPi * done)) / 2;
+}
 
 void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list) {
   int moments = 0;
@@ -32,9 +45,10 @@ void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector
 
 void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
   const double t = static_cast<double>(step);
-  scalars.learning_rate = spec_.learning_rate;
-  scalars.adam_rate = spec_.learning_rate / (1 - std::pow(spec_.beta1, t));
+  scalars.learning_rate = spec_.learning_rate * spec_.schedule.share(step);
+  scalars.adam_rate = scalars.learning_rate / (1 - std::pow(spec_.beta1, t));
   scalars.root_correction = 1 / std::sqrt(1 - std::pow(spec_.beta2, t));
+  scalars.max_gradient_norm = spec_.max_gradient_norm;
 }
 
 void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory& memory) {

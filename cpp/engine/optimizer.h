@@ -1,6 +1,7 @@
 // The optimiser of an engine: its moments, its step scalars (in double), and the update kernel.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -9,9 +10,24 @@
 
 namespace fastsae {
 
+// By what the learning rate of a step is multiplied; python/fastsae/schedules.py has the meanings.
+struct Schedule {
+  std::string name = "constant";  // or cosine, step
+  std::int64_t warm_up = 0;
+  std::int64_t total_steps = 0;  // of the cosine; 0 as long as it is not known
+  double final_share = 0;        // of the cosine
+  std::int64_t step_size = 1;
+  double gamma = 1;
+
+  // The share of step number `step`, which counts from 1.
+  double share(std::int64_t step) const;
+};
+
 struct OptimizerSpec {
   std::string name;  // sgd, momentum, nesterov, adam, adamw
   double learning_rate, momentum, beta1, beta2, epsilon;
+  double max_gradient_norm = std::numeric_limits<double>::infinity();
+  Schedule schedule = {};
 };
 
 class Optimizer {
@@ -28,6 +44,8 @@ class Optimizer {
 
   double learning_rate() const { return spec_.learning_rate; }
   void set_learning_rate(double rate) { spec_.learning_rate = rate; }
+  const Schedule& schedule() const { return spec_.schedule; }
+  void set_total_steps(std::int64_t steps) { spec_.schedule.total_steps = steps; }
 
  private:
   struct Moments {

@@ -66,6 +66,16 @@ void Engine::set_learning_rate(double rate) {
   optimizer_.set_learning_rate(rate);
 }
 
+std::int64_t Engine::total_steps() const {
+  const std::shared_lock lock(model_mutex_);
+  return optimizer_.schedule().total_steps;
+}
+
+void Engine::set_total_steps(std::int64_t steps) {
+  const std::unique_lock lock(model_mutex_);
+  optimizer_.set_total_steps(steps);
+}
+
 std::int64_t Engine::noise_seed() const {
   const std::shared_lock lock(model_mutex_);
   return noise_seed_;

@@ -6,6 +6,7 @@
 #include "kernels/step.h"
 #include "math/activations.h"
 #include "math/normal.h"
+#include "math/penalties.h"
 
 namespace fastsae {
 
@@ -70,7 +71,7 @@ struct Contract {
   }
 };
 
-// Weight gradient: adds the weight decay and the penalty's, 2 mean(e_j) W_j; sums as DecayedGradient does.
+// Weight gradient: adds decay, L1 and the penalty's, 2 mean(e_j) W_j; sums as SparseGradient does.
 template <class S>
 struct ContractedGradient {
   using Scalar = S;
@@ -80,14 +81,15 @@ struct ContractedGradient {
   View<const S> weight;   // [rows x cols]
   const double* sum_row;  // [rows] sum of w e
   const StepScalars* step;
-  double decay;
+  double decay, l1;
   double scale = 0;  // 2 / total weight
   FS_HD void load() { scale = 2 * step->inverse_total; }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
     const S w = weight(row, col);
-    const S g = z + static_cast<S>(decay + scale * sum_row[row]) * w;
+    const S push = static_cast<S>(l1) * L1Penalty::slope(w);
+    const S g = z + static_cast<S>(decay + scale * sum_row[row]) * w + push;
     sum[0] = g * g;
-    sum[1] = w * w;
+    sum[1] = (static_cast<S>(decay) * w + 2 * push) * w;
     return g;
   }
 };

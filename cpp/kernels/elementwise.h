@@ -69,7 +69,21 @@ struct BiasGradient {
   }
 };
 
-// One optimiser step over a parameter.
+// Sums of each column of a weight matrix, which stays as it is, twice what it costs: decay |w|^2 / 2 + l1 |w|.
+template <class S>
+struct WeightCost {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::col_sum;
+  static constexpr int sums = 1;
+  S decay, l1;
+  FS_HD S operator()(std::int64_t, std::int64_t, S w, S* sum) const {
+    sum[0] = (decay * w + 2 * l1 * L1Penalty::slope(w)) * w;
+    return w;
+  }
+};
+
+// One optimiser step over a parameter, whose gradient is scaled down if the whole one was too long.
 template <class S, class Step>
 struct Update {
   using Scalar = S;
@@ -83,10 +97,14 @@ struct Update {
   const StepScalars* step;
   const StepLog* log;
   typename Step::template Scalars<S> scalars = {};
-  FS_HD void load() { scalars = Step::template at_step<S>(constants, *step); }
+  S scale = 1;  // of a gradient that was too long
+  FS_HD void load() {
+    scalars = Step::template at_step<S>(constants, *step);
+    scale = static_cast<S>(log->gradient_scale);
+  }
   FS_HD bool idle() const { return log->failed != 0; }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S p, S*) const {
-    const S g = gradient(row, col);
+    const S g = scale * gradient(row, col);
     S unused = S(0);
     if constexpr (Step::moments == 2)
       return Step::next(p, g, m(row, col), v(row, col), scalars);
@@ -107,12 +125,12 @@ struct CloseStep {
   const StepScalars* step;
   StepCost* cost;
   StepLog* log;  // null outside of training
-  double loss_factor, half_decay;
+  double loss_factor;
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
     if (log != nullptr && log->failed != 0) return z;  // the cost stays that of the step that failed
     cost->reconstruction = loss_factor * step->inverse_total * totals->loss;
     cost->penalty = step->inverse_total * totals->element_penalty + totals->kl;
-    cost->decay = half_decay * totals->squared_weights;
+    cost->decay = totals->twice_decay / 2;
     cost->gradient_norm = square_root(totals->squared_gradient);
     if (log == nullptr) return z;
     // The difference of a number with itself is 0 unless it is infinite or NaN.
@@ -121,6 +139,8 @@ struct CloseStep {
       log->failed = 1;
       return z;
     }
+    const double most = step->max_gradient_norm;
+    log->gradient_scale = cost->gradient_norm > most ? most / cost->gradient_norm : 1;
     log->steps += 1;
     log->weight += step->total;
     log->sums.reconstruction += step->total * cost->reconstruction;

@@ -122,7 +122,7 @@ struct HiddenDelta {
   }
 };
 
-// Weight gradient: adds the weight decay; sums the squared gradient and the squared weight.
+// Weight gradient: adds the weight decay; sums the squared gradient and twice the decay's part of J.
 template <class S>
 struct DecayedGradient {
   using Scalar = S;
@@ -133,9 +133,29 @@ struct DecayedGradient {
   S decay;
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
     const S w = weight(row, col);
-    const S g = z + decay * w;
+    const S pull = decay * w;
+    const S g = z + pull;
     sum[0] = g * g;
-    sum[1] = w * w;
+    sum[1] = pull * w;
+    return g;
+  }
+};
+
+// The same with an L1 penalty on the weights too.
+template <class S>
+struct SparseGradient {
+  using Scalar = S;
+  static constexpr bool epilogue = true;
+  static constexpr Pass pass = Pass::col_sum;
+  static constexpr int sums = 2;
+  View<const S> weight;  // [rows x cols]
+  S decay, l1;
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
+    const S w = weight(row, col);
+    const S pull = decay * w, push = l1 * L1Penalty::slope(w);
+    const S g = z + pull + push;
+    sum[0] = g * g;
+    sum[1] = (pull + 2 * push) * w;
     return g;
   }
 };

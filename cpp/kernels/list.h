@@ -61,6 +61,8 @@ template <class S>
 using RowLossKernels =
     Concat<Cross<RowLoss, S, TypeList<SquaredError>>, TypeList<RowLoss<S, Sigmoid, CrossEntropy>>>;
 template <class S>
+using WeightGradientKernels = TypeList<DecayedGradient<S>, SparseGradient<S>>;
+template <class S>
 using ImageKernels = TypeList<MaxPool<S>, TakeMaxima<S>, PutMaxima<S>, SumWindows<S>, SpreadWindows<S>>;
 template <class S>
 using NoiseKernels = TypeList<Replace<S>, AddNormals<S, false>, AddNormals<S, true>>;
@@ -85,7 +87,8 @@ using KernelsOf = Concat<
     EmphasisedDeltaKernels<S>,
     RowLossKernels<S>,
     KlColumnKernels<S>,
-    TypeList<DecayedGradient<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>, WeightedSum<S>>,
+    WeightGradientKernels<S>,
+    TypeList<WeightCost<S>, BiasGradient<S>, SpreadWeight<S>, Transposed<S>, WeightedSum<S>>,
     ImageKernels<S>,
     NoiseKernels<S>,
     CodeKernels<S>,

@@ -108,7 +108,7 @@ class Exact final : public Contraction {
     return with_scalar(dtype_, [&](auto s) {
       using S = decltype(s);
       return as_kernel(ContractedGradient<S>{weight.view<const S>(), sums_->slice_rows(1, 1).as<double>(),
-                                             pass.step.scalars, decay});
+                                             pass.step.scalars, decay, layer_.weight_l1});
     });
   }
 

@@ -3,7 +3,7 @@
 //   column  = beta/W dKL/d(mean a_l)             from those sums, h numbers
 //   delta_L = w/W dloss/dz_L                     in the epilogue of the last product; the output is never stored
 //   delta_l = (delta_{l+1} W_{l+1} + w column + w beta/W penalty') f'(a_l)     in the epilogue
-//   dW_l    = delta_l' a_{l-1} + lambda W_l,   db_l = sum of delta_l
+//   dW_l    = delta_l' a_{l-1} + lambda W_l + mu sign(W_l),   db_l = sum of delta_l
 #include "models/layered.h"
 
 #include <algorithm>
@@ -216,13 +216,13 @@ void Layered::close(bool logged) {
     if (with_gradient_)
       sums.push_back({stage.weight_sums->slice_rows(0, 1), 1, &totals->squared_gradient});
     else
-      backend_.map(*layer.gradient, decayed(stage, 0), {*stage.weight_sums});
-    sums.push_back({stage.weight_sums->slice_rows(1, 1), decay_of(stage) / 2, &totals->squared_weights});
+      backend_.map(*layer.weight, weight_cost(stage), {stage.weight_sums->slice_rows(1, 1)});
+    sums.push_back({stage.weight_sums->slice_rows(1, 1), 1, &totals->twice_decay});
   }
   backend_.add_totals(sums);
   Tensor one = memory_.totals;
   one.cols = 1;
-  backend_.map(one, closing(memory_, logged, 1), {});
+  backend_.map(one, closing(memory_, logged), {});
 }
 
 void Layered::commit() {
@@ -236,8 +236,7 @@ std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   const bool plain = std::all_of(stages_.begin(), stages_.end(), [](const Stage& stage) {
     return stage.spec().kind == "dense" && !stage.winners.any();
   });
-  if (!plain || corruption_.exists() || contraction_ || softmax_ || stages_.size() != 2 || spec_.tied ||
-      decay_of(stage(0)) != decay_of(stage(1)))
+  if (!plain || corruption_.exists() || contraction_ || softmax_ || stages_.size() != 2 || spec_.tied)
     return std::nullopt;
   const Stage& hidden = stage(0);
   const double beta = hidden.spec().has_penalty() ? hidden.spec().beta : 0.0;
@@ -250,8 +249,8 @@ std::optional<SmallModel> Layered::small(const StepMemory& memory) const {
   small.output_delta = output_.delta({}, {}, {}, nullptr, loss_factor());
   if (hidden.spec().has_kl())
     small.kl_column = hidden.kernels.kl_column({}, {}, {}, nullptr, hidden.spec().rho, beta, 1);
-  for (int i = 0; i < 2; ++i) small.decayed[i] = decayed(stage(i), decay_of(stage(i)));
-  small.close = closing(memory, true, decay_of(hidden) / 2);
+  for (int i = 0; i < 2; ++i) small.decayed[i] = decayed(stage(i));
+  small.close = closing(memory, true);
   (hidden.spec().has_kl() ? small.kl_beta : small.element_beta) = beta;
   if (hidden.rho_hat != nullptr) small.rho_hat = *hidden.rho_hat;
   small.cost = memory.cost;
@@ -410,19 +409,29 @@ double Layered::penalty_of(const Stage& stage) const {
   return spec.has_penalty() ? spec.beta * spec.share() : 0.0;
 }
 
-Kernel Layered::decayed(const Stage& stage, double decay) const {
+Kernel Layered::decayed(const Stage& stage) const {
   return with_scalar(spec_.dtype, [&](auto s) {
     using S = decltype(s);
-    return as_kernel(DecayedGradient<S>{stage.layer->weight->view<const S>(), static_cast<S>(decay)});
+    const View<const S> weight = stage.layer->weight->view<const S>();
+    const auto decay = static_cast<S>(decay_of(stage)), l1 = static_cast<S>(stage.spec().weight_l1);
+    return l1 > 0 ? as_kernel(SparseGradient<S>{weight, decay, l1})
+                  : as_kernel(DecayedGradient<S>{weight, decay});
+  });
+}
+
+// What the same sums without a gradient.
+Kernel Layered::weight_cost(const Stage& stage) const {
+  return with_scalar(spec_.dtype, [&](auto s) {
+    using S = decltype(s);
+    return as_kernel(WeightCost<S>{static_cast<S>(decay_of(stage)), static_cast<S>(stage.spec().weight_l1)});
   });
 }
 
 // The end of a weight gradient.
 Kernel Layered::finished(Index index, const Batch& batch) const {
-  const double decay = decay_of(stage(index));
   std::optional<Kernel> own;
-  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay);
-  return own ? *own : decayed(stage(index), decay);
+  if (contracts(index)) own = contraction_->finish_weights(contraction_pass(batch), decay_of(stage(index)));
+  return own ? *own : decayed(stage(index));
 }
 
 // Of each channel, over all rows; the output's sums begin with them.
@@ -435,9 +444,9 @@ Contraction::Pass Layered::contraction_pass(const Batch& batch) const {
   return {stages_, batch, input_of(0, batch), memory_, first_};
 }
 
-Kernel Layered::closing(const StepMemory& memory, bool logged, double half_decay) const {
+Kernel Layered::closing(const StepMemory& memory, bool logged) const {
   return as_kernel(CloseStep{memory.as_totals(), memory.scalars, memory.cost, logged ? memory.log : nullptr,
-                             loss_factor(), half_decay});
+                             loss_factor()});
 }
 
 Kernel Layered::bias_gradient(const Tensor& sums, std::int64_t channels) const {

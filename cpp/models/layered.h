@@ -115,8 +115,9 @@ class Layered final : public Model {
   Contraction::Pass contraction_pass(const Batch& batch) const;
   Kernel finished(Index index, const Batch& batch) const;
   Tensor delta_sums(Index index) const;
-  Kernel decayed(const Stage& stage, double decay) const;
-  Kernel closing(const StepMemory& memory, bool logged, double half_decay) const;
+  Kernel decayed(const Stage& stage) const;
+  Kernel weight_cost(const Stage& stage) const;
+  Kernel closing(const StepMemory& memory, bool logged) const;
   Kernel bias_gradient(const Tensor& sums, std::int64_t channels) const;
 
   void infer(Index from, Index to, Tensor in, Tensor out, const Work& work) const;

@@ -32,7 +32,7 @@ struct LayerSpec {
   Shape below;  // of the layer before, as its kernels see the input; `in` unless a reshape stands between
   std::string activation, penalty;
   double beta, rho;
-  double weight_decay;
+  double weight_decay, weight_l1;
   bool per_position;                     // whether each position of a map is a unit of its own to the penalty
   std::int64_t kernel, stride, padding;  // of windows
   std::int64_t places_of;                // number of the max pool that an unpooling mirrors, or 0

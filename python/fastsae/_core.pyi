@@ -6,7 +6,11 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'set_num_threads']
+<<<<<<< HEAD
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'product_provider', 'set_num_threads']
+=======
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'is_readable', 'is_writable', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
+>>>>>>> bench
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -131,6 +135,12 @@ class Engine:
     @steps.setter
     def steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    @property
+    def total_steps(self) -> int:
+        ...
+    @total_steps.setter
+    def total_steps(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
 class TopKEncoder:
     def __init__(self, weight: numpy.ndarray, bias: numpy.ndarray | None, k: typing.SupportsInt | typing.SupportsIndex, device: str, dtype: str, precision: str) -> None:
         ...
@@ -164,6 +174,14 @@ def cuda_unavailable_reason() -> str:
     ...
 def devices() -> list[str]:
     ...
+def is_readable(X: typing.Any, cols: typing.SupportsInt | typing.SupportsIndex) -> bool:
+    """
+    Whether X is an array of so many columns whose rows are read where they are.
+    """
+def is_writable(out: typing.Any, X: numpy.ndarray, cols: typing.SupportsInt | typing.SupportsIndex, dtype: str) -> bool:
+    """
+    Whether out is an array that so many numbers for each row of X are written to where it is.
+    """
 def isa() -> str:
     ...
 def kernel_names() -> dict[str, list[str]]:
@@ -173,6 +191,10 @@ def num_threads() -> int:
 def product(a: numpy.ndarray, b: numpy.ndarray, out: numpy.ndarray, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False, repeats: typing.SupportsInt | typing.SupportsIndex = 1) -> float:
     """
     out = a b, or out += a b, on the CPU; returns the seconds that one took.
+    """
+def product_provider(transpose_a: bool, transpose_b: bool, m: typing.SupportsInt | typing.SupportsIndex, n: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, dtype: typing.Any) -> str:
+    """
+    Who computes an (m x k) by (k x n) product on the CPU: 'blas', or 'panels' of our own.
     """
 def set_num_threads(count: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, OutlierMixin, clone
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
 from fastsae.base import Array, Autoencoder, _tensor_as_array
 from fastsae.checks import check_bool, check_real
 from fastsae.estimators import SparseAutoencoder
+from fastsae.scaling import Scaler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -113,7 +113,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             X = self._validate(X, reset=True)
             n_features = X.shape[1]
-            self.mean_, self.scale_ = _standard(X) if self.scale else (np.zeros(n_features), np.ones(n_features))
+            self.mean_, self.scale_ = np.zeros(n_features), np.ones(n_features)
+            if self.scale:
+                scaler = Scaler.fit("zscore", X)
+                self.mean_, self.scale_ = scaler.center, scaler.scale
             self.autoencoder_ = self._new_autoencoder(n_features)
             self.autoencoder_.fit(self._standardise(X))
             self.offset_ = self._threshold(self._scores(X))
@@ -194,10 +197,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if self.random_state is not None:
             made.set_params(random_state=self.random_state)
         output = getattr(made._config(n_features).layers[-1], "activation", "identity")
-        if self.scale and output != "identity":
+        if self.scale and output != "identity" and made.scale != "minmax":
             raise ValueError(
                 f"autoencoder: scale=True gives numbers of any sign and size, which an output layer of {output!r} "
-                "does not reach; take an identity output layer, or scale=False"
+                "does not reach; take an identity output layer, scale='minmax' of the autoencoder, or scale=False"
             )
         return made
 
@@ -209,13 +212,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return checked
 
     def _standardise(self, X: Array) -> Array:
-        dtype = self.autoencoder_.dtype
-        with np.errstate(over="ignore"):
-            rows: Array = ((X - self.mean_) / self.scale_).astype(dtype)
-        if not np.isfinite(rows).all():
-            row = np.flatnonzero(~np.isfinite(rows).all(axis=1))[0]
-            raise ValueError(f"X: row {row} is too far from the training rows for {dtype}")
-        return rows
+        return Scaler("zscore", self.mean_, self.scale_).transform_finite(X, self.autoencoder_.dtype)
 
     def _errors(self, X: Array) -> NDArray[np.float64]:
         rows = self._standardise(X)
@@ -233,15 +230,6 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             low, high = np.percentile(-scores, (25, 75))
             return float(-(high + _FENCE * (high - low)))
         return float(np.percentile(scores, 100 * float(self.contamination)))
-
-
-def _standard(X: Array) -> tuple[Array, Array]:
-    """Means and standard deviations of the columns; 1 where a column is constant."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(X)
-    if (bad := np.flatnonzero(~np.isfinite(scaler.var_))).size:
-        raise ValueError(f"X: column {bad[0]} is too large to be scaled")
-    return scaler.mean_, scaler.scale_
 
 
 def default_autoencoder(n_features: int) -> SparseAutoencoder:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastsae._core import DeviceArray
+from fastsae._core import DeviceArray, is_readable, is_writable
 
 Array = NDArray[Any]
 #: Rows as the compiled part takes them.
@@ -30,17 +30,7 @@ def as_rows(name: str, value: Any, n_cols: int, dtype: str | None = None, other:
         wanted = np.dtype(dtype or other)
         if array.dtype != wanted or not array.dtype.isnative:
             array = cast(name, array, wanted)
-    return array if readable(array) else np.array(array, order="C")
-
-
-def readable(array: Array) -> bool:
-    """Whether the compiled part can read the rows of a 2-D array where they are."""
-    return (
-        array.dtype in (np.float32, np.float64)
-        and array.flags.aligned
-        and (array.size == 0 or array.shape[1] == 1 or array.strides[1] == array.itemsize)
-        and array.strides[0] >= 0
-    )
+    return array if is_readable(array, n_cols) else np.array(array, order="C")
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -133,6 +123,8 @@ class Core(Protocol):
 
 def rows_for(core: Core, name: str, value: Any, n_cols: int, other: str) -> Rows:
     """`value` as rows that `core` reads: a tensor of its device where it is, or what `as_rows` makes of it."""
+    if is_readable(value, n_cols):
+        return value  # type: ignore[no-any-return]
     return device_rows(core, name, value, n_cols) if is_of(core, value) else as_rows(name, value, n_cols, other=other)
 
 
@@ -154,6 +146,8 @@ def target_for(core: Core, name: str, out: Any, shape: tuple[int, int], dtype: s
     """`out`, or a new array where `rows` are, for results that are computed from them."""
     if out is None:
         return np.empty(shape, dtype) if isinstance(rows, np.ndarray) else core.empty(*shape, dtype)
+    if isinstance(rows, np.ndarray) and is_writable(out, rows, shape[1], dtype):
+        return out  # type: ignore[no-any-return]
     if isinstance(out, DeviceArray):
         return out
     if hasattr(out, "__dlpack__") and not isinstance(out, np.ndarray):

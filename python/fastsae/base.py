@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
-from fastsae._core import DeviceArray
+from fastsae._core import DeviceArray, is_readable
 from fastsae.arrays import Rows, as_array, is_elsewhere
 from fastsae.checks import check_integer
 from fastsae.config import Config, Layer, TrainingConfig
@@ -23,7 +23,8 @@ from fastsae.engine import Engine
 from fastsae.initializers import initialize
 from fastsae.jacobian import jacobian_norm
 from fastsae.process import devices
-from fastsae.stores import ArrayStore
+from fastsae.scaling import Scaler
+from fastsae.stores import ArrayStore, pieces
 from fastsae.trainer import Callback, Progress, Trainer, TrainerState, check_combination, check_values
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     checkpoint_every: int
     callback: Callback | None
     verbose: bool
+    scale: str | None
+    _scaler: Scaler | None = None  # of the rows that training began with
 
     def _take(self, options: dict[str, Any]) -> None:
         """Keep the arguments of ``__init__``, as scikit-learn wants them: each as the attribute of its name."""
@@ -85,6 +88,18 @@ class Network(BaseEstimator):  # type: ignore[misc]
         """Epochs done."""
         self._fitted_engine("n_iter_")
         return self._state.epoch
+
+    @property
+    def center_(self) -> NDArray[np.float64] | None:
+        """What is subtracted from each column of X, shape (n_features_in_,); None with ``scale=None``."""
+        self._fitted_engine("center_")
+        return None if self._scaler is None else self._scaler.center
+
+    @property
+    def scale_(self) -> NDArray[np.float64] | None:
+        """What each column is divided by after that, shape (n_features_in_,); None with ``scale=None``."""
+        self._fitted_engine("scale_")
+        return None if self._scaler is None else self._scaler.scale
 
     # scikit-learn
 
@@ -155,8 +170,10 @@ class Network(BaseEstimator):  # type: ignore[misc]
         with self._unchanged_on_error():
             X, weights = self._validate(X, sample_weight, reset=True)
             config = self._config(X.shape[1])
-            check_combination(config, training, X, targets)
+            scaler = self._new_scaler(X, weights)
+            check_combination(config, training, X, targets, scaler=scaler)
             self._start(config, training, X.shape[0])
+            self._scaler = scaler
             store, weights = self._store(X, weights, targets)
         self._prepare(X, weights, training, progress, targets)
         return self._train(store, weights, training, training.max_epochs, progress, targets)
@@ -167,9 +184,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         with self._unchanged_on_error():
             X, weights = self._validate(X, sample_weight, reset=first)
             config = self._config(X.shape[1])
-            check_combination(config, training, X, targets, one_pass=True)
+            scaler = self._new_scaler(X, weights) if first else self._scaler
+            check_combination(config, training, X, targets, scaler=scaler, one_pass=True)
             if first:
                 self._start(config, training, X.shape[0])
+                self._scaler = scaler
             else:
                 self._continue(config)
             store, weights = self._store(X, weights, targets)
@@ -189,7 +208,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         training = self._training_config()
         X, weights = self._validate(X, sample_weight, reset=False)
         config = self._config(X.shape[1])
-        check_combination(config, training, X, targets)
+        check_combination(config, training, X, targets, scaler=self._scaler)
         n_rows = X.shape[0]
         if self._state.n_rows not in (0, n_rows):
             raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
@@ -236,6 +255,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if self.solver == "lbfgs":  # which has no use for an optimiser
             config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
         now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
+        now["scale"], fitted["scale"] = self.scale, None if self._scaler is None else self._scaler.kind
         changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
         if changed:
             name = changed[0]
@@ -314,7 +334,40 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 check_values("X", engine, X, as_target=targets is None)
         if is_elsewhere(weights):
             weights = _not_all_zero(engine.weights(weights, X.shape[0]))
-        return ArrayStore(X, engine), weights
+        return ArrayStore(X, engine, self._scaler), weights
+
+    def _new_scaler(self, X: Any, weights: Any) -> Scaler | None:
+        if self.scale is None:
+            return None
+        for name, value in (("X", X), ("sample_weight", weights)):
+            _refuse_device(name, value, self.scale)
+        return Scaler.fit(self.scale, X, weights)
+
+    def _blocks_of(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+        """The rows as the model sees them, and where they are: all at once unless they are scaled."""
+        if self._scaler is None:
+            yield slice(0, len(rows)), rows
+            return
+        assert isinstance(rows, np.ndarray)  # see _check
+        for piece in pieces(len(rows)):
+            yield piece, self._scaler.transform_finite(rows[piece], self._engine.config.dtype, piece.start)
+
+    def _infer(
+        self, compute: Callable[[Rows, Any], Any], rows: Rows, out: Any, n_cols: int, *, scaled: bool, invert: bool
+    ) -> Any:
+        """`compute(rows, out)` of an engine, with rows that are `scaled` first and a result to `invert`."""
+        scaler = self._scaler
+        if scaler is None or not (scaled or invert):
+            return compute(rows, out)
+        _refuse_device("H", rows, scaler.kind)
+        assert isinstance(rows, np.ndarray)
+        target: Any = self._engine.output_for(rows, None if out is None else as_array("out", out), n_cols)
+        blocks = self._blocks_of(rows) if scaled else ((piece, rows[piece]) for piece in pieces(len(rows)))
+        for piece, block in blocks:
+            compute(block, target[piece])
+            if invert:
+                scaler.invert(target[piece])
+        return target if out is None else out
 
     def _check_shape(self, X: Any, reset: bool) -> None:
         """What scikit-learn checks of an array, for a tensor whose numbers it cannot read."""
@@ -324,14 +377,25 @@ class Network(BaseEstimator):  # type: ignore[misc]
         validate_data(self, X, reset=reset, skip_check_array=True)
 
     def _check(self, X: Any) -> Rows:
+        if self._scaler is not None:
+            _refuse_device("X", X, self._scaler.kind)
         if _on_device(X):
             self._check_shape(X, reset=False)
             rows = self._engine.rows("X", X, self._engine.config.n_features)
             if isinstance(rows, DeviceArray):
                 check_values("X", self._engine, rows)
             return rows
+        if self._passes(X):
+            return X  # type: ignore[no-any-return]
         checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
         return checked
+
+    def _passes(self, X: Any) -> bool:
+        """Whether scikit-learn's checks, which take ten times what a row's code takes, would find nothing to say."""
+        if type(X) is not np.ndarray or hasattr(self, "feature_names_in_") or not is_readable(X, self.n_features_in_):
+            return False
+        with np.errstate(over="ignore", invalid="ignore"):
+            return len(X) > 0 and bool(np.isfinite(X.sum()))  # a sum that is too large is looked at again there
 
     def _fitted_engine(self, attribute: str) -> Engine:
         if not hasattr(self, "_engine"):
@@ -417,7 +481,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
             As for `fit`.
         out : array, shape (n_rows, n_hidden), optional
             C-contiguous memory of the model's dtype to write to, a NumPy array or a tensor of `device`; nothing is
-            allocated then.
+            allocated then but what `scale` needs.
 
         Returns
         -------
@@ -425,37 +489,47 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
             `out` if it is given, else a new array: a :class:`fastsae.DeviceArray` where X is a tensor of the device.
         """
         check_is_fitted(self)
-        return self._engine.encode(self._check(X), out)
+        engine = self._engine
+        return self._infer(engine.encode, self._check(X), out, engine.code_width, scaled=True, invert=False)
 
     def inverse_transform(self, H: Any, out: Any = None) -> Any:
         """Reconstructions of hidden activations, shape (n_rows, n_features). Arrays as for `transform`."""
         check_is_fitted(self)
+        decode, n_features = self._engine.decode, self._engine.config.output_width
         if _on_device(H):
             H = self._engine.rows("H", H, self._engine.code_width)
             if isinstance(H, DeviceArray):
                 check_values("H", self._engine, H)
-            return self._engine.decode(H, out)
+            return self._infer(decode, H, out, n_features, scaled=False, invert=True)
         H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
-        return self._engine.decode(H, out)
+        return self._infer(decode, H, out, n_features, scaled=False, invert=True)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
         """``inverse_transform(transform(X))``, shape (n_rows, n_features). Arrays as for `transform`."""
         check_is_fitted(self)
-        return self._engine.reconstruct(self._check(X), out)
+        engine = self._engine
+        width = engine.config.output_width
+        return self._infer(engine.reconstruct, self._check(X), out, width, scaled=True, invert=True)
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
-        """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data."""
+        """Minus the reconstruction loss of each row, shape (n_rows,): low for rows unlike the training data.
+
+        With `scale` it is that of scaled rows, as in training.
+        """
         check_is_fitted(self)
-        return -self._engine.score(self._check(X))
+        return -np.concatenate([self._engine.score(block) for _, block in self._blocks_of(self._check(X))])
 
     def jacobian_norm(self, X: Any) -> NDArray[np.float64]:
         """How much the code moves with its input: ``|dh/dx|`` of each row, shape (n_rows,), the Frobenius norm.
 
         Exact for an encoder of any number of dense layers, and computed in float64 on the host. Its square is what the
-        contractive penalty is the mean of. ValueError if a layer of the encoder is not dense.
+        contractive penalty is the mean of. ValueError if a layer of the encoder is not dense. With `scale` the input
+        is the scaled row.
         """
         check_is_fitted(self)
-        return jacobian_norm(self._engine.config, self._engine.get_parameters(), self._check(X))
+        config, parameters = self._engine.config, self._engine.get_parameters()
+        blocks = self._blocks_of(self._check(X))
+        return np.concatenate([jacobian_norm(config, parameters, block) for _, block in blocks])
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""
@@ -488,6 +562,14 @@ def _is_mapped(value: Any) -> bool:
 
 def _on_device(value: Any) -> bool:
     return isinstance(value, DeviceArray) or is_elsewhere(value)
+
+
+def _refuse_device(name: str, value: Any, scale: str) -> None:
+    if _on_device(value):
+        raise ValueError(
+            f"{name}: scale={scale!r} needs numbers in host memory, got {type(value).__name__}; pass a NumPy array, "
+            "or scale=None"
+        )
 
 
 def _tensor_as_array(name: str, value: Any) -> Any:

@@ -19,9 +19,10 @@ from safetensors.numpy import save as to_safetensors
 from sklearn.base import clone
 
 from fastsae._core import DeviceError
-from fastsae.checks import check_integer
-from fastsae.config import Config
+from fastsae.checks import check_choice, check_integer
+from fastsae.config import SCALES, Config
 from fastsae.engine import Engine
+from fastsae.scaling import Scaler
 from fastsae.trainer import TrainerState
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FORMAT = "fastsae"
 VERSION = 1
 _BEST = "best."
 _AROUND = "around."
+_SCALER = "scaler."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
     "ConvAutoencoder": "conv",
@@ -72,6 +74,8 @@ def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     engine, state = estimator._engine, estimator._state
     tensors = {name: engine.get(name) for name in engine.state_names()}
     tensors |= {_BEST + name: value for name, value in state.best_parameters.items()}
+    if scaler := estimator._scaler:
+        tensors |= {_SCALER + "center": scaler.center, _SCALER + "scale": scaler.scale}
     parts: dict[str, dict[str, str]] = {}
     for name, part in estimator._parts().items():
         parts[name], held = _pack(part)
@@ -87,6 +91,7 @@ def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
         "feature_names": _feature_names(estimator),
         "more": json.dumps(estimator._more_state()),
         "parts": json.dumps(parts),
+        "scale": json.dumps(scaler.kind if scaler else ""),
     }
     return header, tensors
 
@@ -273,11 +278,13 @@ def _restore(header: _Header, file: Any) -> Network:
     engine = _engine_here(config, estimator)
     others = (*(f"{part}." for part in parts), *((_AROUND,) if header.has("around") else ()))
     stored = {key for key in file.keys() if not key.startswith(others)}  # noqa: SIM118
+    kind_of_scale = header.json("scale", str, "")
+    scaling = {_SCALER + part: np.ones(config.n_features) for part in ("center", "scale")} if kind_of_scale else {}
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
-    if missing := sorted((wanted | best if best & stored else wanted) - stored):
+    if missing := sorted((wanted | set(scaling) | (best if best & stored else set())) - stored):
         raise ValueError(f"tensor {missing[0]!r} is missing")
-    if unknown := sorted(stored - wanted - best):
+    if unknown := sorted(stored - wanted - best - set(scaling)):
         raise ValueError(f"tensor {unknown[0]!r} is unknown")
     for tensor in wanted:
         engine.set(tensor, _stored(file, tensor, engine.get(tensor)))
@@ -289,6 +296,12 @@ def _restore(header: _Header, file: Any) -> Network:
             name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
         }
     estimator._adopt(engine, state)
+    if kind_of_scale:
+        check_choice("scale", kind_of_scale, SCALES)
+        center, scale = (_stored(file, name, like) for name, like in scaling.items())
+        if (scale <= 0).any():
+            raise ValueError(f"tensor {_SCALER}scale: expected positive numbers")
+        estimator._scaler = Scaler(kind_of_scale, center, scale)
     estimator._restore_more(header.json("more", dict, {}), parts)
     feature_names = header.json("feature_names", list)
     if feature_names:

@@ -3,9 +3,10 @@
 Notation: ``N`` rows, ``W`` the sum of the sample weights (``N`` without weights), ``a`` the activations of
 a hidden layer, ``z`` pre-activations. The cost of one batch is
 
-``J = reconstruction + sum over hidden layers of penalty + weight_decay / 2 * sum of squared weights``
+``J = reconstruction + sum over hidden layers of penalty + weight_decay / 2 * sum of squared weights
++ weight_l1 * sum of absolute weights``
 
-Biases are never decayed. ``adamw`` decays outside of ``J`` (decoupled, as in PyTorch).
+Biases are never decayed. ``adamw`` decays outside of ``J`` (decoupled, as in PyTorch); `weight_l1` is inside for all.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from fastsae.layers import (
     layer_from_dict,
     layer_to_dict,
 )
+from fastsae.schedules import check_schedule
 
 __all__ = [
     "ACTIVATIONS",
@@ -65,6 +67,7 @@ RHO_HATS = ("batch", "ema", "full")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
+SCALES = ("zscore", "minmax")
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "tf32", "bf16")
 CORRUPTIONS = ("none", "masking", "gaussian", "salt_and_pepper")
@@ -111,6 +114,9 @@ class Config:
         decayed once. To a Gaussian code the weights of its means are tied.
     weight_decay : float
         lambda, >= 0.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|`` that is part of J with every optimiser. Its slope is ``mu sign(W)``, 0
+        at 0: weights move to 0 and around it, and are not set to it.
     contraction : float
         lambda_c, >= 0, of the contractive penalty ``lambda_c / W sum_i w_i |J(x_i)|^2``: the squared Frobenius norm of
         the Jacobian of the code by the input that the encoder sees (Rifai et al., ICML 2011). It needs a dense
@@ -131,6 +137,21 @@ class Config:
         In PyTorch's form.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Constants of the optimisers. `momentum` serves momentum and nesterov; the last three Adam and AdamW.
+    lr_schedule : {"constant", "cosine", "step"}
+        How the learning rate changes from step to step; see :mod:`fastsae.schedules` for the formulas.
+    lr_warm_up : int
+        Steps in which the rate first rises linearly to `learning_rate`, >= 0; for every schedule.
+    lr_total_steps : int or None
+        Steps, warm-up included, after which ``cosine`` is at its end. None takes those of `max_epochs`; with
+        `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later (`total_steps`).
+    lr_final : float
+        Share of `learning_rate` that ``cosine`` ends with, in [0, 1].
+    lr_step_size, lr_gamma : int, float
+        ``step`` multiplies the rate by `lr_gamma`, in (0, 1], every `lr_step_size` steps.
+    max_grad_norm : float or None
+        Longest gradient that the optimiser takes, > 0: with the norm ``n = |dJ/dtheta|`` of the gradient of J by all
+        parameters, decay included, the gradient is multiplied by ``min(1, max_grad_norm / n)`` (Pascanu et al., 2013;
+        PyTorch's ``clip_grad_norm_``, which adds 1e-6 to n). None takes every gradient as it is.
     dtype : {"float32", "float64"}
         Type of the parameters and of all arithmetic.
     precision : {"full", "tf32", "bf16"}
@@ -153,6 +174,7 @@ class Config:
     emphasis_rest: float = 1.0
     tied: bool = False
     weight_decay: float = 1e-4
+    weight_l1: float = 0.0
     contraction: float = 0.0
     contraction_hessian: float = 0.0
     contraction_noise: float = 0.1
@@ -164,6 +186,13 @@ class Config:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    lr_schedule: str = "constant"
+    lr_warm_up: int = 0
+    lr_total_steps: int | None = None
+    lr_final: float = 0.0
+    lr_step_size: int = 1000
+    lr_gamma: float = 0.1
+    max_grad_norm: float | None = None
     dtype: str = "float32"
     precision: str = "full"
 
@@ -245,7 +274,10 @@ class Config:
         values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
         shapes, places = self.shapes, self.places_of
         values["layers"] = [
-            {**layer_core(layer, number, shapes[number - 1], self.weight_decay), "places_of": places.get(number, 0)}
+            {
+                **layer_core(layer, number, shapes[number - 1], self.weight_decay, self.weight_l1),
+                "places_of": places.get(number, 0),
+            }
             for number, layer in enumerate(self.layers, start=1)
         ]
         plain: dict[str, Any] = _plain(values)
@@ -310,6 +342,7 @@ class Config:
             if self.code_layer != len(self.layers) // 2:
                 raise ValueError("tied=True needs n_encoder_layers to be half of the layers")
         check_real("weight_decay", self.weight_decay, 0.0)
+        check_real("weight_l1", self.weight_l1, 0.0)
         self._validate_contraction()
         check_choice("rho_hat", self.rho_hat, RHO_HATS)
         check_real("rho_hat_decay", self.rho_hat_decay, 0.0, 1.0, "[)")
@@ -319,6 +352,9 @@ class Config:
         check_real("beta1", self.beta1, 0.0, 1.0, "[)")
         check_real("beta2", self.beta2, 0.0, 1.0, "[)")
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
+        check_schedule(self)
+        if self.max_grad_norm is not None:
+            check_real("max_grad_norm", self.max_grad_norm, 0.0, math.inf, "()")
         check_choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
 
@@ -424,6 +460,8 @@ class TrainingConfig:
         Least improvement, relative to the best loss, that counts.
     init : {"cs294a", "glorot", "he"}
         First weights, drawn by NumPy; biases start at 0. See :mod:`fastsae.initializers`.
+    scale : {"zscore", "minmax"} or None
+        What is done to each column of X before the model sees it; see :mod:`fastsae.scaling`.
     """
 
     solver: str = "adam"
@@ -435,6 +473,7 @@ class TrainingConfig:
     n_iter_no_change: int = 10
     tol: float = 1e-4
     init: str = "cs294a"
+    scale: str | None = None
 
     def validate(self) -> None:
         """Raise ValueError, naming the option, if one is out of range."""
@@ -448,6 +487,8 @@ class TrainingConfig:
         check_integer("n_iter_no_change", self.n_iter_no_change, 1)
         check_real("tol", self.tol, 0.0)
         check_choice("init", self.init, INITIALIZERS)
+        if self.scale is not None:
+            check_choice("scale", self.scale, SCALES)
 
 
 def check_precision(precision: object, dtype: str) -> None:

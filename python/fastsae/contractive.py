@@ -44,8 +44,9 @@ class ContractiveAutoencoder(SparseAutoencoder):
         Noise on what the model reads in training; none by default. See :class:`fastsae.DenoisingAutoencoder`.
     penalty, rho, beta, rho_hat, rho_hat_decay
         Sparsity of the hidden layer; none by default.
-    activation, output_activation, loss_reduction, solver, learning_rate, momentum, beta1, beta2, epsilon, batch_size, \
-max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision, device, \
+    activation, output_activation, weight_l1, loss_reduction, solver, learning_rate, momentum, beta1, beta2, epsilon, \
+lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, max_epochs, \
+shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, scale, dtype, precision, device, \
 random_state, checkpoint, checkpoint_every, callback, verbose
         As for :class:`fastsae.SparseAutoencoder`.
 
@@ -83,6 +84,7 @@ random_state, checkpoint, checkpoint_every, callback, verbose
         rho: float = LayerConfig.rho,
         beta: float = LayerConfig.beta,
         weight_decay: float = 0.0,
+        weight_l1: float = Config.weight_l1,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,
@@ -94,6 +96,13 @@ random_state, checkpoint, checkpoint_every, callback, verbose
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -102,6 +111,7 @@ random_state, checkpoint, checkpoint_every, callback, verbose
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",

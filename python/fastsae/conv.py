@@ -69,10 +69,13 @@ class ConvAutoencoder(Autoencoder):
         Share of the rows of a batch that a map or unit wins, in (0, 1].
     tied : bool
         The decoder's filters are the encoder's.
-    weight_decay, rho_hat, rho_hat_decay, loss, loss_reduction, solver, learning_rate, momentum, beta1, beta2, epsilon
+    weight_decay, weight_l1, rho_hat, rho_hat_decay, loss, loss_reduction, solver, learning_rate, momentum, beta1, \
+beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         As of :class:`fastsae.SparseAutoencoder`.
     batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision
         As of :class:`fastsae.SparseAutoencoder`.
+    scale : {"zscore", "minmax"} or None
+        As of :class:`fastsae.SparseAutoencoder`: each pixel of each channel is a column with statistics of its own.
     device, random_state, checkpoint, checkpoint_every, callback, verbose
         As of :class:`fastsae.SparseAutoencoder`.
 
@@ -127,6 +130,7 @@ class ConvAutoencoder(Autoencoder):
         winners: str = ConvConfig.winners,
         lifetime: float = ConvConfig.lifetime,
         weight_decay: float = Config.weight_decay,
+        weight_l1: float = Config.weight_l1,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,
@@ -138,6 +142,13 @@ class ConvAutoencoder(Autoencoder):
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -146,6 +157,7 @@ class ConvAutoencoder(Autoencoder):
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",

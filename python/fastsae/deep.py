@@ -17,7 +17,7 @@ from fastsae.config import BOUNDED_ACTIVATIONS, Config, Layer, LayerConfig, Trai
 from fastsae.engine import Engine
 from fastsae.estimators import SparseAutoencoder
 from fastsae.parts import first_layers, train_part
-from fastsae.stores import encoded
+from fastsae.stores import encoded, scaled
 from fastsae.trainer import Callback, Progress
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class DeepAutoencoder(Autoencoder):
         Passes over X, or iterations of ``lbfgs``, for each layer before all are trained together.
     weight_decay : float
         lambda, >= 0. Biases are not decayed.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|``, which is part of J with every solver; biases take none.
     rho_hat : {"batch", "ema", "full"}
         Rows over which the mean activation is taken; ``full`` needs ``solver="lbfgs"`` or ``batch_size=None``.
     rho_hat_decay : float
@@ -77,6 +79,15 @@ class DeepAutoencoder(Autoencoder):
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
+    lr_schedule : {"constant", "cosine", "step"}
+        How the learning rate changes from step to step, after `lr_warm_up` steps in which it rises linearly; see
+        :mod:`fastsae.schedules` for the formulas. Not with ``solver="lbfgs"``.
+    lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma
+        Of the schedule; see :class:`fastsae.Config`. ``cosine`` ends with `max_epochs` unless `lr_total_steps` says
+        where, which `partial_fit` needs.
+    max_grad_norm : float or None
+        Longest gradient of J, decay included, that the optimiser takes; a longer one is scaled down to it. Not with
+        ``solver="lbfgs"``. `gradient_norm` of the history is that before.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs : int
@@ -91,6 +102,8 @@ class DeepAutoencoder(Autoencoder):
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
+    scale : {"zscore", "minmax"} or None
+        Scaling of X, as of :class:`fastsae.SparseAutoencoder`; pretraining sees scaled rows too.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -146,6 +159,7 @@ class DeepAutoencoder(Autoencoder):
         beta: float | Sequence[float] = LayerConfig.beta,
         pretrain_epochs: int = 0,
         weight_decay: float = Config.weight_decay,
+        weight_l1: float = Config.weight_l1,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,
@@ -157,6 +171,13 @@ class DeepAutoencoder(Autoencoder):
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -165,6 +186,7 @@ class DeepAutoencoder(Autoencoder):
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",
@@ -272,8 +294,11 @@ class DeepAutoencoder(Autoencoder):
     ) -> None:
         if self._state.epoch or self._state.rows_done:
             return  # all layers are in training
-        while self._pretrained < self._engine.config.code_layer and (self.pretrain_epochs or self._current):
-            self._pretrain_layer(X, weights, progress)
+        if self._pretrained == self._engine.config.code_layer or not (self.pretrain_epochs or self._current):
+            return
+        with scaled(X, self._scaler, self._engine.config.dtype) as rows:
+            while self._pretrained < self._engine.config.code_layer:
+                self._pretrain_layer(rows, weights, progress)
 
     def _pretrain_layer(self, X: Any, weights: NDArray[np.float64] | None, progress: Progress | None) -> None:
         number, depth = self._pretrained + 1, self._engine.config.code_layer
@@ -310,6 +335,7 @@ class DeepAutoencoder(Autoencoder):
             "rho": layer.rho,
             "beta": layer.beta,
             "max_epochs": self.pretrain_epochs,
+            "scale": None,  # it sees rows that are scaled already
             "random_state": int(seed),
             "checkpoint": None,
             "callback": None,
@@ -425,6 +451,8 @@ class DeepAutoencoder(Autoencoder):
 def _pair(name: str, layer: Any) -> tuple[LayerConfig, LayerConfig]:
     if not isinstance(layer, Autoencoder) or not layer.__sklearn_is_fitted__():
         raise ValueError(f"{name}: expected a fitted autoencoder, got {type(layer).__name__}")
+    if layer._scaler is not None:
+        raise ValueError(f"{name}: expected scale=None, got {layer._scaler.kind!r}; scale X itself, or the whole's")
     layers = layer._engine.config.layers
     if len(layers) != 2 or not all(isinstance(one, LayerConfig) for one in layers):
         raise ValueError(f"{name}: expected one hidden layer, got {len(layers) - 1}")

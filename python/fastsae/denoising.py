@@ -35,7 +35,7 @@ class DenoisingAutoencoder(SparseAutoencoder):
     corruption_level : float
         Share of the elements that are corrupted, in [0, 1], each on its own; the standard deviation of ``gaussian``.
     corruption_low, corruption_high : float
-        The two values of ``salt_and_pepper``.
+        The two values of ``salt_and_pepper``. With `scale` all noise is that of scaled rows.
     emphasis, emphasis_rest : float
         Weights of the loss on corrupted elements and on the others, >= 0; not with ``gaussian``, which has no others.
     loss : {"squared_error", "cross_entropy"}
@@ -48,8 +48,9 @@ class DenoisingAutoencoder(SparseAutoencoder):
         Sparsity of the hidden layer; none by default.
     contraction, contraction_hessian, contraction_noise
         Penalties on the Jacobian of the code; none by default.
-    activation, output_activation, weight_decay, loss_reduction, learning_rate, momentum, beta1, beta2, epsilon, \
-batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision, \
+    activation, output_activation, weight_decay, weight_l1, loss_reduction, learning_rate, momentum, beta1, beta2, \
+epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, \
+max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, scale, dtype, precision, \
 device, random_state, checkpoint, checkpoint_every, callback, verbose
         As for :class:`fastsae.SparseAutoencoder`.
 
@@ -87,6 +88,7 @@ device, random_state, checkpoint, checkpoint_every, callback, verbose
         rho: float = LayerConfig.rho,
         beta: float = LayerConfig.beta,
         weight_decay: float = Config.weight_decay,
+        weight_l1: float = Config.weight_l1,
         rho_hat: str = Config.rho_hat,
         rho_hat_decay: float = Config.rho_hat_decay,
         loss: str = Config.loss,
@@ -98,6 +100,13 @@ device, random_state, checkpoint, checkpoint_every, callback, verbose
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -106,6 +115,7 @@ device, random_state, checkpoint, checkpoint_every, callback, verbose
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastsae import _core
-from fastsae._core import DeviceArray, DeviceError
+from fastsae._core import DeviceArray, DeviceError, is_readable
 from fastsae.arrays import (
     Array,
     Rows,
@@ -24,7 +24,6 @@ from fastsae.arrays import (
     device_rows,
     is_elsewhere,
     is_of,
-    readable,
     rows_for,
     target_for,
 )
@@ -83,7 +82,7 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """The optimiser's learning rate, from the next step on."""
+        """The optimiser's learning rate, from the next step on; a schedule multiplies it."""
         return self._core.learning_rate
 
     @learning_rate.setter
@@ -91,6 +90,16 @@ class Engine:
         check_real("learning_rate", value, 0.0)
         self._core.learning_rate = float(value)
         self.config = dataclasses.replace(self.config, learning_rate=float(value))
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of the step with which ``lr_schedule="cosine"`` ends; None where it is not known."""
+        return self._core.total_steps or None
+
+    @total_steps.setter
+    def total_steps(self, value: int) -> None:
+        check_integer("total_steps", value, 1)
+        self._core.total_steps = int(value)
 
     @property
     def noise_seed(self) -> int:
@@ -311,7 +320,7 @@ class Engine:
         rows = as_array("X", X)
         if rows.ndim != 2 or rows.shape[1] != self.config.n_features:
             rows = as_rows("X", rows, self.config.n_features)  # says what is wrong
-        held = self._core.view(rows) if readable(rows) else None
+        held = self._core.view(rows) if is_readable(rows, self.config.n_features) else None
         if held is not None:
             return held
         if not self._core.has_room(rows.size * np.dtype(self.config.dtype).itemsize):
@@ -433,6 +442,7 @@ class Engine:
             "device": self.device,
             "full_batch_rows": self._full_batch_rows,
             "steps": self.steps,
+            "total_steps": self.total_steps,
             "noise": (self.noise_seed, self.epoch),
             "tensors": tensors,
         }
@@ -445,6 +455,8 @@ class Engine:
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])
         self.steps = state["steps"]
+        if state["total_steps"] is not None:
+            self.total_steps = state["total_steps"]
         self.noise_seed, self.epoch = state["noise"]
 
     def rows(self, name: str, value: Any, n_cols: int) -> Rows:
@@ -463,6 +475,8 @@ class Engine:
 
     def weights(self, value: Any, n_rows: int) -> NDArray[np.float64] | None:
         """Weights of rows, checked."""
+        if value is None:
+            return None
         # Their sums are made on the host: those of a device come over once.
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
 
@@ -472,8 +486,12 @@ class Engine:
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
         return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)
 
+    def output_for(self, rows: Rows, out: Any, n_cols: int) -> Rows:
+        """`out`, checked, or new memory for results of so many columns."""
+        return target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+
     def _infer(self, compute: Callable[[Rows, Rows], None], rows: Rows, out: Any, n_cols: int) -> Any:
-        target = target_for(self._core, "out", out, (len(rows), n_cols), self.config.dtype, rows)
+        target = self.output_for(rows, out, n_cols)
         compute(rows, target)
         return target if out is None else out
 

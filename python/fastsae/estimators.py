@@ -36,6 +36,8 @@ class SparseAutoencoder(Autoencoder):
         Weight of the penalty, >= 0.
     weight_decay : float
         lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|``, which is part of J with every solver; biases take none.
     contraction, contraction_hessian, contraction_noise : float
         Penalties on the Jacobian of the code; see :class:`fastsae.ContractiveAutoencoder`.
     rho_hat : {"batch", "ema", "full"}
@@ -61,6 +63,15 @@ class SparseAutoencoder(Autoencoder):
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
+    lr_schedule : {"constant", "cosine", "step"}
+        How the learning rate changes from step to step, after `lr_warm_up` steps in which it rises linearly; see
+        :mod:`fastsae.schedules` for the formulas. Not with ``solver="lbfgs"``.
+    lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma
+        Of the schedule; see :class:`fastsae.Config`. ``cosine`` ends with `max_epochs` unless `lr_total_steps` says
+        where, which `partial_fit` needs.
+    max_grad_norm : float or None
+        Longest gradient of J, decay included, that the optimiser takes; a longer one is scaled down to it. Not with
+        ``solver="lbfgs"``. `gradient_norm` of the history is that before.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs : int
@@ -75,6 +86,11 @@ class SparseAutoencoder(Autoencoder):
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
+    scale : {"zscore", "minmax"} or None
+        Standardise each column of X, or bring it to [0, 1], before the model sees it, by `center_` and `scale_` of the
+        rows of `fit` (of the first call of `partial_fit`); see :mod:`fastsae.scaling`. ``zscore`` needs
+        ``output_activation="identity"``. `reconstruct` and `inverse_transform` give X's own units; losses, scores and
+        weights are those of scaled rows. X must be in host memory.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -95,6 +111,8 @@ class SparseAutoencoder(Autoencoder):
 
     Attributes
     ----------
+    center_, scale_ : ndarray of float64, shape (n_features_in_,), or None
+        The model sees ``(x - center_) / scale_``; None with ``scale=None``.
     components_ : ndarray, shape (n_hidden, n_features_in_)
         W1: one filter per hidden unit.
     intercept_ : ndarray, shape (n_hidden,)
@@ -131,6 +149,7 @@ class SparseAutoencoder(Autoencoder):
         rho: float = LayerConfig.rho,
         beta: float = LayerConfig.beta,
         weight_decay: float = Config.weight_decay,
+        weight_l1: float = Config.weight_l1,
         contraction: float = Config.contraction,
         contraction_hessian: float = Config.contraction_hessian,
         contraction_noise: float = Config.contraction_noise,
@@ -151,6 +170,13 @@ class SparseAutoencoder(Autoencoder):
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -159,6 +185,7 @@ class SparseAutoencoder(Autoencoder):
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",

@@ -62,6 +62,8 @@ def check_gradient(
         raise ValueError("model: rho_hat='ema' follows no cost, so there is nothing to compare its gradient with")
     check_integer("n_coordinates", n_coordinates, 1)
     rows = as_rows("X", X, engine.config.n_features, "float64")
+    if getattr(model, "_scaler", None) is not None:
+        rows = model._scaler.transform(rows, "float64")
     twin = Engine(dataclasses.replace(engine.config, dtype="float64"))
     twin.set_parameters(engine.get_parameters())
     twin.noise_seed, twin.epoch = engine.noise_seed, engine.epoch

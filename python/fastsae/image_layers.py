@@ -31,7 +31,7 @@ class ConvConfig(Layer):
         Number of maps of the output, at least 1. W is [channels, kernel * kernel * channels of the input].
     kernel, stride, padding : int
         Height and width of a window; step from one to the next; zeros around the image, fewer than `kernel`.
-    activation, penalty, beta, rho, weight_decay
+    activation, penalty, beta, rho, weight_decay, weight_l1
         As of :class:`fastsae.LayerConfig`. To the penalty a map is one unit, whose activation is its mean over
         the positions; the penalties of single elements are averaged over them.
     per_position : bool
@@ -59,6 +59,7 @@ class ConvConfig(Layer):
     per_position: bool = False
     winners: str = ""
     lifetime: float = 0.05
+    weight_l1: float | None = None
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, floor((height + 2 padding - kernel) / stride) + 1, ...)``."""
@@ -111,7 +112,7 @@ class ConvTransposeConfig(Layer):
     output_padding : int or (int, int)
         Rows and columns added at the far end, less than `stride`: which of the sizes that a convolution maps to
         the input's the output has. One for both, or one for each.
-    activation, penalty, beta, rho, weight_decay, per_position, winners, lifetime
+    activation, penalty, beta, rho, weight_decay, per_position, winners, lifetime, weight_l1
         As of :class:`fastsae.ConvConfig`.
     """
 
@@ -130,6 +131,7 @@ class ConvTransposeConfig(Layer):
     per_position: bool = False
     winners: str = ""
     lifetime: float = 0.05
+    weight_l1: float | None = None
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(channels, (height - 1) stride - 2 padding + kernel + output_padding, ...)``."""

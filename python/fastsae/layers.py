@@ -83,8 +83,8 @@ class LayerConfig(Layer):
         Weight of the penalty, >= 0. With 0 the penalty is skipped.
     rho : float
         Target of the mean activation for ``kl``, in (0, 1).
-    weight_decay : float or None
-        lambda of this layer, >= 0; None takes the model's.
+    weight_decay, weight_l1 : float or None
+        lambda and mu of this layer, >= 0; None takes the model's.
     winners : {"", "lifetime"}
         ``lifetime`` makes a fully-connected winner-take-all layer (Makhzani and Frey, 2015, "Winner-take-all
         autoencoders"): in each training step, and in the cost J, a unit keeps its activation only in the
@@ -106,6 +106,7 @@ class LayerConfig(Layer):
     weight_decay: float | None = None
     winners: str = ""
     lifetime: float = 0.05
+    weight_l1: float | None = None
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(units, 1, 1)``."""
@@ -153,8 +154,8 @@ class GaussianConfig(Layer):
         (Kingma et al. 2016).
     warm_up : float
         Epochs in which ``warm = epoch / warm_up`` rises from 0 to 1, >= 0; 0 means always 1.
-    weight_decay : float or None
-        lambda of this layer, >= 0; None takes the model's.
+    weight_decay, weight_l1 : float or None
+        lambda and mu of this layer, >= 0; None takes the model's.
     """
 
     kind: ClassVar[str] = "gaussian"
@@ -164,6 +165,7 @@ class GaussianConfig(Layer):
     free_bits: float = 0.0
     warm_up: float = 0.0
     weight_decay: float | None = None
+    weight_l1: float | None = None
 
     def out_shape(self, shape: Shape) -> Shape:
         """``(units, 1, 1)``."""
@@ -183,8 +185,7 @@ class GaussianConfig(Layer):
         check_real(where + "beta", self.beta, 0.0)
         check_real(where + "free_bits", self.free_bits, 0.0)
         check_real(where + "warm_up", self.warm_up, 0.0)
-        if self.weight_decay is not None:
-            check_real(where + "weight_decay", self.weight_decay, 0.0)
+        check_weight_costs(self, where)
         if is_last:
             raise ValueError(f"{where[:-1]}: a Gaussian code cannot be the last layer, which makes the output")
 
@@ -203,8 +204,7 @@ def check_penalty(layer: Any, where: str, is_last: bool, activations: tuple[str,
     check_choice(where + "penalty", layer.penalty, PENALTIES)
     check_real(where + "beta", layer.beta, 0.0)
     check_real(where + "rho", layer.rho, 0.0, 1.0, "()")
-    if layer.weight_decay is not None:
-        check_real(where + "weight_decay", layer.weight_decay, 0.0)
+    check_weight_costs(layer, where)
     if layer.penalty != "none" and is_last:
         raise ValueError(f"{where}penalty: the output layer takes no penalty, got {layer.penalty!r}")
     if layer.penalty == "kl" and layer.activation not in BOUNDED_ACTIVATIONS:
@@ -212,6 +212,13 @@ def check_penalty(layer: Any, where: str, is_last: bool, activations: tuple[str,
             f"{where}penalty='kl' needs a bounded activation {BOUNDED_ACTIVATIONS}, "
             f"got {layer.activation!r}; use 'l1' or 'log'"
         )
+
+
+def check_weight_costs(layer: Any, where: str) -> None:
+    """Check a layer's own weight decay and L1 penalty."""
+    for name in ("weight_decay", "weight_l1"):
+        if getattr(layer, name) is not None:
+            check_real(where + name, getattr(layer, name), 0.0)
 
 
 def check_winners(layer: Any, where: str, choices: tuple[str, ...], is_last: bool) -> None:
@@ -251,16 +258,20 @@ _CORE: dict[str, Any] = {
 }
 
 
-def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float) -> dict[str, Any]:
-    """All that the compiled layer is made from: `number` names its parameters, `shape` is that of its input."""
-    own = getattr(layer, "weight_decay", None)
+def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float, weight_l1: float) -> dict[str, Any]:
+    """All that the compiled layer is made from: `number` names its parameters, `shape` is that of its input.
+
+    `weight_decay` and `weight_l1` are the model's, for a layer without its own.
+    """
+    decay, l1 = (getattr(layer, name, None) for name in ("weight_decay", "weight_l1"))
     return {
         **_CORE,
         "kind": layer.kind,
         "number": number,
         "in": shape,
         "out": layer.out_shape(shape),
-        "weight_decay": weight_decay if own is None else own,
+        "weight_decay": weight_decay if decay is None else decay,
+        "weight_l1": weight_l1 if l1 is None else l1,
         **layer.core(),
     }
 

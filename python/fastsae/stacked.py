@@ -16,7 +16,7 @@ from fastsae.base import Array, Autoencoder, Network
 from fastsae.checks import check_integer, check_real
 from fastsae.config import Config, Layer, LayerConfig, TrainingConfig
 from fastsae.parts import first_layers, train_part
-from fastsae.stores import encoded
+from fastsae.stores import encoded, scaled
 from fastsae.trainer import Callback, Progress
 
 if TYPE_CHECKING:
@@ -39,27 +39,23 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Of the softmax layer, >= 0.
     weight_decay : float, default 0.0
         Of the encoder while all layers are trained together, >= 0.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|`` on all weights, the softmax layer's too; biases take none.
     head_epochs : int, default 100
         Passes over X, or iterations of ``lbfgs``, for the softmax layer alone.
     solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    batch_size : int or None
-        Rows per step; None means all.
+    lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+        As of :class:`fastsae.SparseAutoencoder`.
     max_epochs : int
         Passes over X, or iterations of ``lbfgs``, of encoder and softmax layer together. 0 leaves the encoder as it was
         pretrained.
-    shuffle : bool
-        New row order each epoch.
-    validation_fraction : float
-        Share of rows held out, in [0, 1).
-    early_stopping : bool
-        Stop when the validation loss (training loss if nothing is held out) stalls, and keep the best parameters.
-    n_iter_no_change, tol
-        Patience in epochs, and the least relative improvement.
-    init : {"cs294a", "glorot", "he"}
-        First weights.
+    batch_size, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
+        See :class:`fastsae.TrainingConfig`.
+    scale : {"zscore", "minmax"} or None
+        Scaling of X, as of :class:`fastsae.SparseAutoencoder`; `autoencoder_` sees scaled rows and has no `scale`.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -113,6 +109,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         *,
         head_weight_decay: float = 3e-3,
         weight_decay: float = 0.0,
+        weight_l1: float = Config.weight_l1,
         head_epochs: int = 100,
         solver: str = TrainingConfig.solver,
         learning_rate: float = Config.learning_rate,
@@ -120,6 +117,13 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -128,6 +132,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",
@@ -199,7 +204,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Array:
         """Probability of each class, shape (n_rows, n_classes), in the order of `classes_`."""
         check_is_fitted(self)
-        shares = self._engine.reconstruct(self._check(X))
+        engine, width = self._engine, len(self.classes_)
+        shares = self._infer(engine.reconstruct, self._check(X), None, width, scaled=True, invert=False)
         return shares.numpy() if isinstance(shares, DeviceArray) else shares
 
     def predict_log_proba(self, X: Any) -> Array:
@@ -236,6 +242,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
             raise ValueError(f"y: expected at least 2 classes, got {len(classes)} class")
         if self.autoencoder is not None and not isinstance(self.autoencoder, Autoencoder):
             raise ValueError(f"autoencoder: expected an autoencoder or None, got {type(self.autoencoder).__name__}")
+        if self.autoencoder is not None and (self.autoencoder.scale is not None or self.autoencoder._scaler):
+            raise ValueError("autoencoder: expected one with scale=None; give scale to the classifier, for both")
         fitted = _is_fitted(self.autoencoder)
         self.classes_ = classes
         self._fitted_before = fitted
@@ -271,19 +279,21 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     ) -> None:
         if self._state.epoch or self._state.rows_done:
             return  # all layers are in training
-        if self._phase == 0:
-            train_part(self, self.autoencoder_, "autoencoder", self._place_encoder, X, weights,
-                       callback=self.autoencoder_.callback, progress=progress)  # fmt: skip
-            self._phase = 1
-        if self._phase == 1:
-            self._train_head(X, weights, targets, progress)
+        if self._phase == 2:
+            return
+        with scaled(X, self._scaler, self._engine.config.dtype) as rows:
+            if self._phase == 0:
+                train_part(self, self.autoencoder_, "autoencoder", self._place_encoder, rows, weights,
+                           callback=self.autoencoder_.callback, progress=progress)  # fmt: skip
+                self._phase = 1
+            self._train_head(rows, weights, targets, progress)
             self._phase = 2
 
     def _train_head(self, X: Any, weights: Any, targets: NDArray[Any] | None, progress: Progress | None) -> None:
         if self._head is None:
             seed = int(np.random.default_rng([self._state.seed, 3]).integers(2**31 - 1))
             options = {**self.get_params(deep=False), "autoencoder": None, "random_state": seed, "checkpoint": None}
-            self._head = StackedClassifier(**{**options, "callback": None})
+            self._head = StackedClassifier(**{**options, "callback": None, "scale": None})
             self._head._set_classes(self.classes_)
         head = self._head
         head.max_epochs = self.head_epochs

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsae._core import DeviceArray
-from fastsae.arrays import Rows, as_rows, is_elsewhere, readable
+from fastsae._core import DeviceArray, is_readable
+from fastsae.arrays import Rows, as_rows, is_elsewhere
 from fastsae.engine import Engine
+from fastsae.scaling import Scaler
 
 Order = NDArray[np.int64]
 
-_CODES_IN_MEMORY = 1 << 30  # bytes; more of them go to a temporary file
+_BYTES_IN_MEMORY = 1 << 30  # of codes or scaled rows; more of them go to a temporary file
 _ROWS_AT_ONCE = 8192  # a multiple of the block of inference, so that the codes have the bits of one call
 
 
@@ -32,24 +33,37 @@ class ArrayStore:
     X : ndarray or DeviceArray, shape (n_rows, n_features)
     engine : Engine
         Whose device and dtype the rows are for.
+    scaler : Scaler, optional
+        What is done to the rows of an array on their way out. They are scaled once if they are held and that takes at
+        most 1 GiB, else a piece at a time.
     """
 
-    def __init__(self, X: Rows, engine: Engine) -> None:
+    def __init__(self, X: Rows, engine: Engine, scaler: Scaler | None = None) -> None:
         self._X = X
         self._engine = engine
+        self._scaler = scaler
 
     def __len__(self) -> int:
         return len(self._X)
 
     def hold(self) -> None:
         """Keep the rows in the device's memory if there is room: for more than one pass over them."""
+        if self._scaler is not None:
+            assert isinstance(self._X, np.ndarray)  # tensors of a device are not scaled
+            dtype = np.dtype(self._engine.config.dtype)
+            if self._X.shape[0] * self._X.shape[1] * dtype.itemsize > _BYTES_IN_MEMORY:
+                return
+            rows = np.empty(self._X.shape, dtype)
+            self._scaler.transform_into(rows, self._X)
+            self._X, self._scaler = rows, None
         held = self._engine.hold(self._X)
         if held is not None:
             self._X = held
 
     def piece(self, order: Order) -> tuple[Rows, Order | None]:
         """A chunk of rows and the order to take them in, for :meth:`fastsae.Engine.run_epoch`."""
-        if isinstance(self._X, DeviceArray) or readable(self._X):
+        in_place = isinstance(self._X, DeviceArray) or is_readable(self._X, self._X.shape[1])
+        if self._scaler is None and in_place:
             return self._X, order
         return self.rows(order), None
 
@@ -68,7 +82,11 @@ class ArrayStore:
             rows = self._X if in_place else self._engine.take(self._X, order)
             first = self._engine.first_row_outside(rows)
         else:
-            rows = as_rows("X", self._X if order is None else self._X[order], self._X.shape[1], dtype)
+            taken = self._X if order is None else self._X[order]
+            if self._scaler is not None:
+                rows = self._scaler.transform(taken, dtype)
+            else:
+                rows = as_rows("X", taken, self._X.shape[1], dtype)
             finite = np.isfinite(rows).all(axis=1)
             first = None if finite.all() else int(np.argmin(finite))
         if first is not None:
@@ -87,14 +105,33 @@ def encoded(X: Any, engine: Engine) -> Iterator[Any]:
     if isinstance(X, DeviceArray) or is_elsewhere(X):
         yield engine.encode(X)
         return
-    shape, dtype = (len(X), engine.code_width), np.dtype(engine.config.dtype)
-    with contextlib.ExitStack() as stack:
-        codes: NDArray[Any]
-        if shape[0] * shape[1] * dtype.itemsize <= _CODES_IN_MEMORY:
-            codes = np.empty(shape, dtype)
-        else:
-            codes = np.memmap(stack.enter_context(tempfile.TemporaryFile()), dtype, "w+", shape=shape)
-        for first in range(0, len(X), _ROWS_AT_ONCE):
-            piece = slice(first, first + _ROWS_AT_ONCE)
+    with _room((len(X), engine.code_width), engine.config.dtype) as codes:
+        for piece in pieces(len(X)):
             engine.encode(X[piece], codes[piece])
         yield codes
+
+
+@contextlib.contextmanager
+def scaled(X: Any, scaler: Scaler | None, dtype: str) -> Iterator[Any]:
+    """Scaled rows of `X` for as long as the context lasts, with the limit of `encoded`; X itself without a scaler."""
+    if scaler is None:
+        yield X
+        return
+    with _room(X.shape, dtype) as rows:
+        scaler.transform_into(rows, X)
+        yield rows
+
+
+def pieces(n_rows: int) -> Iterator[slice]:
+    """Of the size that inference gives the bits of one call in."""
+    for first in range(0, n_rows, _ROWS_AT_ONCE):
+        yield slice(first, min(n_rows, first + _ROWS_AT_ONCE))
+
+
+@contextlib.contextmanager
+def _room(shape: tuple[int, int], dtype: str) -> Iterator[NDArray[Any]]:
+    if shape[0] * shape[1] * np.dtype(dtype).itemsize <= _BYTES_IN_MEMORY:
+        yield np.empty(shape, dtype)
+        return
+    with tempfile.TemporaryFile() as file:
+        yield np.memmap(file, dtype, "w+", shape=shape)

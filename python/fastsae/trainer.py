@@ -16,6 +16,8 @@ from fastsae.arrays import Rows
 from fastsae.checks import check_integer
 from fastsae.config import Config, TrainingConfig
 from fastsae.engine import Engine
+from fastsae.scaling import Scaler, check_output
+from fastsae.schedules import check_solver, steps_of
 from fastsae.stores import ArrayStore
 
 Weights = NDArray[np.float64] | None
@@ -186,7 +188,9 @@ class Trainer:
     ) -> None:
         state = self.state
         batch_size = min(self.training.batch_size or len(train), len(train))
-        n_batches = math.ceil(len(train) / batch_size)
+        n_batches = steps_of(len(train), batch_size, 1)
+        if self.engine.config.lr_total_steps is None:
+            self.engine.total_steps = max(1, n_batches * until_epoch)
         per_piece = _batches_per_piece(self.engine.config, batch_size)
         if state.rows_done % batch_size and state.rows_done != len(train):
             raise ValueError(f"batch_size: {batch_size} does not divide the {state.rows_done} rows done before")
@@ -412,7 +416,13 @@ def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterato
 
 
 def check_combination(
-    config: Config, training: TrainingConfig, X: Any, targets: NDArray[Any] | None = None, *, one_pass: bool = False
+    config: Config,
+    training: TrainingConfig,
+    X: Any,
+    targets: NDArray[Any] | None = None,
+    *,
+    scaler: Scaler | None = None,
+    one_pass: bool = False,
 ) -> None:
     """Raise ValueError for options that are meaningful alone and not together, or not with these rows.
 
@@ -420,9 +430,14 @@ def check_combination(
     """
     _held_out_rows(X.shape[0], training.validation_fraction)
     name, goal = ("X", X) if targets is None else ("targets", targets)
+    if targets is None:
+        check_output(config, scaler)
+        if scaler is not None and config.loss == "cross_entropy":
+            goal = scaler.transform(np.stack([X.min(axis=0), X.max(axis=0)]), "float64")
     if isinstance(goal, np.ndarray) and config.loss == "cross_entropy" and (goal.min() < 0 or goal.max() > 1):
         low, high = goal.min(), goal.max()
         raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], got them from {low:g} to {high:g}")
+    check_solver(config, training, one_pass=one_pass)
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")

@@ -62,14 +62,21 @@ class VariationalAutoencoder(Autoencoder):
         Epochs over which the divergence's weight rises linearly from 0; 0 has it whole from the start.
     weight_decay : float
         lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
+    weight_l1 : float
+        mu, >= 0, of the penalty ``mu sum |W|``; biases take none.
     solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
         ``lbfgs`` keeps one draw for each row, as its cost must not change.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
+    lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+        See :class:`fastsae.SparseAutoencoder`. `lr_warm_up`, in steps, is that of the learning rate.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
+    scale : {"zscore", "minmax"} or None
+        Scaling of X, as of :class:`fastsae.SparseAutoencoder`. Likelihood, `noise_std` and KL are those of scaled rows;
+        the scores of a Gaussian likelihood are the densities of X itself, in X's own units.
     dtype, precision
         See :class:`fastsae.Config`.
     device, random_state, checkpoint, checkpoint_every, callback, verbose
@@ -116,12 +123,20 @@ class VariationalAutoencoder(Autoencoder):
         free_bits: float = GaussianConfig.free_bits,
         warm_up: float = GaussianConfig.warm_up,
         weight_decay: float = 0.0,
+        weight_l1: float = Config.weight_l1,
         solver: str = TrainingConfig.solver,
         learning_rate: float = Config.learning_rate,
         momentum: float = Config.momentum,
         beta1: float = Config.beta1,
         beta2: float = Config.beta2,
         epsilon: float = Config.epsilon,
+        lr_schedule: str = Config.lr_schedule,
+        lr_warm_up: int = Config.lr_warm_up,
+        lr_total_steps: int | None = Config.lr_total_steps,
+        lr_final: float = Config.lr_final,
+        lr_step_size: int = Config.lr_step_size,
+        lr_gamma: float = Config.lr_gamma,
+        max_grad_norm: float | None = Config.max_grad_norm,
         batch_size: int | None = TrainingConfig.batch_size,
         max_epochs: int = TrainingConfig.max_epochs,
         shuffle: bool = TrainingConfig.shuffle,
@@ -130,6 +145,7 @@ class VariationalAutoencoder(Autoencoder):
         n_iter_no_change: int = TrainingConfig.n_iter_no_change,
         tol: float = TrainingConfig.tol,
         init: str = TrainingConfig.init,
+        scale: str | None = TrainingConfig.scale,
         dtype: str = Config.dtype,
         precision: str = Config.precision,
         device: str = "auto",
@@ -164,7 +180,7 @@ class VariationalAutoencoder(Autoencoder):
         except ValueError as error:
             raise ValueError(f"random_state: {error}") from None
         code = random.standard_normal((int(n_samples), self._engine.code_width))
-        reconstruction: Array = self._engine.decode(code)
+        reconstruction: Array = self.inverse_transform(code)
         return reconstruction
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
@@ -244,10 +260,12 @@ class VariationalAutoencoder(Autoencoder):
             part = slice(first, min(first + _ROWS, len(rows)))
             if isinstance(rows, DeviceArray):
                 block = self._engine.take(rows, np.arange(part.start, part.stop)).numpy()
+            elif self._scaler is not None:
+                block = self._scaler.transform_finite(rows[part], self.dtype, part.start)
             else:
                 block = np.ascontiguousarray(rows[part], self.dtype)
             if self.likelihood == "bernoulli" and (block.min() < 0 or block.max() > 1):
-                raise ValueError("X: likelihood='bernoulli' needs numbers in [0, 1]")
+                raise ValueError("X: likelihood='bernoulli' needs numbers in [0, 1], after scaling")
             yield part, block
 
     def _moments(self, block: Array) -> tuple[Array, Array]:
@@ -263,6 +281,8 @@ class VariationalAutoencoder(Autoencoder):
             return -losses
         variance = float(self.noise_std) ** 2
         constant = targets.shape[1] / 2 * math.log(2 * math.pi * variance)
+        if self._scaler is not None:  # the density of x from that of (x - center) / scale
+            constant += float(np.log(self._scaler.scale).sum())
         scores: NDArray[np.float64] = -losses / variance - constant
         return scores
 

@@ -42,8 +42,8 @@ ModelSpec spec_of(const Case& c) {
 }
 
 std::unique_ptr<Engine> engine_of(const Case& c, std::unique_ptr<Backend> backend) {
-  auto engine = std::make_unique<Engine>(spec_of(c), OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8},
-                                         std::move(backend), 0);
+  const OptimizerSpec optimizer{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.3};
+  auto engine = std::make_unique<Engine>(spec_of(c), optimizer, std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const char* name : {"W1", "b1", "W2", "b2"}) {
     if (c.tied && std::string(name) == "W2") continue;

@@ -91,8 +91,9 @@ struct Problem {
 
 std::unique_ptr<Engine> engine_of(const ModelSpec& spec, std::unique_ptr<Backend> backend,
                                   std::int64_t full_batch_rows = 0) {
-  auto engine = std::make_unique<Engine>(spec, OptimizerSpec{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8},
-                                         std::move(backend), full_batch_rows);
+  // A rate and a scale of the gradient that change from step to step, recorded or not.
+  const OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05, {"cosine", 3, 10, 0.2}};
+  auto engine = std::make_unique<Engine>(spec, optimizer, std::move(backend), full_batch_rows);
   std::uint32_t seed = 7;
   for (const std::string& name : engine->names()) {
     if (name[0] != 'W' && name[0] != 'b') continue;
@@ -263,6 +264,12 @@ Problem contractive(double hessian) {
   return problem;
 }
 
+Problem with_l1(Problem problem) {
+  problem.name += " with L1";
+  for (LayerSpec& layer : problem.spec.layers) layer.weight_l1 = 0.01 * static_cast<double>(layer.number);
+  return problem;
+}
+
 Problem deep_contractive() {
   Problem problem{"deep contractive", model_of({dense(1, 9, 12, "softplus"), dense(2, 12, 5, "tanh"),
                                                 dense(3, 5, 12, "relu"), dense(4, 12, 9, "identity")},
@@ -302,7 +309,8 @@ int main() {
                      model_of({dense(1, 9, 8, "relu"), dense(2, 8, 4, "sigmoid")}, DType::f64), true});
   for (const Problem& problem :
        {convolutional(), pooled(), through_a_bottleneck(), variational(), contractive(0), contractive(0.1),
-        deep_contractive(), corrupted("masking", 1), corrupted("masking", 2), corrupted("gaussian", 1),
+        deep_contractive(), with_l1(convolutional()), with_l1(contractive(0.1)), with_l1(deep_contractive()),
+        corrupted("masking", 1), corrupted("masking", 2), corrupted("gaussian", 1),
         corrupted("salt_and_pepper", 3)})
     trains_as_the_cpu(problem);
   return verdict("models");

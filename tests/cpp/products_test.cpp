@@ -259,6 +259,7 @@ void epilogues() {
       ends_with<Way, Shape>("output", OutputDelta<float, Sigmoid, SquaredError>{b, w, t, &step, 0.5}, rows,
                             cols, accumulate);
       ends_with<Way, Shape>("decayed", DecayedGradient<float>{t, 0.1f}, rows, cols, accumulate);
+      ends_with<Way, Shape>("sparse", SparseGradient<float>{t, 0.1f, 0.2f}, rows, cols, accumulate);
     }
   }
 }

@@ -67,20 +67,25 @@ struct Case {
   bool moving = false;
   std::int64_t features = 9, hidden = 5, rows = 47, batch = 10;
   bool weighted = true;
+  double l1 = 0, longest = std::numeric_limits<double>::infinity();
+  Schedule schedule = {};
 
   std::string name() const {
     return text(activation, " ", penalty, " ", output, " ", loss, " ", optimizer, moving ? " moving " : " ",
-                features, "-", hidden, " batch ", batch, " of ", rows);
+                features, "-", hidden, " batch ", batch, " of ", rows, " L1 ", l1, " at most ", longest, " ",
+                schedule.name);
   }
 };
 
 std::unique_ptr<Engine> engine_of(const Case& c, DType dtype, std::unique_ptr<Backend> backend) {
   ModelSpec spec = classic_model(dtype, c.features, c.hidden, c.activation, c.penalty, c.output, c.loss);
-  for (LayerSpec& layer : spec.layers) layer.weight_decay = 1e-2;
+  spec.layers[0].weight_decay = 1e-2;
+  spec.layers[1].weight_decay = 3e-2;
+  for (LayerSpec& layer : spec.layers) layer.weight_l1 = c.l1;
   spec.decoupled_decay = std::string(c.optimizer) == "adamw";
   spec.moving_rho_hat = c.moving;
-  auto engine = std::make_unique<Engine>(spec, OptimizerSpec{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8},
-                                         std::move(backend), 0);
+  const OptimizerSpec optimizer{c.optimizer, 1e-2, 0.9, 0.9, 0.999, 1e-8, c.longest, c.schedule};
+  auto engine = std::make_unique<Engine>(spec, optimizer, std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const char* name : {"W1", "b1", "W2", "b2"}) {
     std::vector<double> values = numbers(engine->tensor(name).size(), ++seed);
@@ -146,6 +151,23 @@ void every_formula() {
   }
 }
 
+// Limits of the gradient far above, about and far below those of these steps.
+void every_update() {
+  const Schedule schedules[] = {
+      {}, {"constant", 6}, {"cosine", 0, 12, 0.1}, {"cosine", 4, 30, 0}, {"step", 2, 0, 0, 3, 0.5}};
+  for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}) {
+    for (const double l1 : {0.0, 0.02}) {
+      for (const double longest : {1e9, 0.6, 1e-3}) {
+        for (const Schedule& schedule : schedules) {
+          Case c;
+          c.optimizer = optimizer, c.l1 = l1, c.longest = longest, c.schedule = schedule;
+          trains_as_the_cpu(c);
+        }
+      }
+    }
+  }
+}
+
 void every_size() {
   const std::int64_t sizes[][4] = {{1, 1, 1, 1},   {1, 1, 7, 3},       {64, 25, 250, 100},
                                    {4, 4, 16, 4},  {33, 17, 70, 13},   {3, 70, 131, 65},
@@ -165,6 +187,7 @@ template <class S>
 void threads_give_the_same_bits() {
   Case c;
   c.features = 19, c.hidden = 37, c.moving = true;
+  c.l1 = 0.02, c.longest = 0.5, c.schedule = {"cosine", 2, 20, 0.1};
   const auto serial = engine_of(c, dtype_of<S>, std::make_unique<SmallDevice>(3));
   const auto threads = engine_of(c, dtype_of<S>, std::make_unique<SmallDevice>(3, true));
   const std::vector<double> data = numbers(c.rows * c.features, 1), weights = numbers(c.rows, 2);
@@ -253,6 +276,7 @@ void sizes_are_those_of_the_parts() {
 
 int main() {
   every_formula();
+  every_update();
   every_size();
   threads_give_the_same_bits<float>();
   threads_give_the_same_bits<double>();

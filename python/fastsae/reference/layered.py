@@ -19,7 +19,7 @@ from fastsae.reference.contraction import Contraction, contract
 from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import Loss, factor, loss_of
-from fastsae.reference.optimizers import OPTIMIZERS, StepScalars
+from fastsae.reference.optimizers import OPTIMIZERS, StepScalars, clip_factor
 from fastsae.reference.penalties import PENALTIES, KlPenalty
 from fastsae.reference.random import Noise
 from fastsae.reference.variational import GaussianCode
@@ -59,6 +59,8 @@ class Layered:
         ``rho_hat="ema"``: layer number -> [units]. Empty before the first step.
     steps : int
         Number of optimiser steps taken.
+    total_steps : int or None
+        Where a cosine schedule ends, unless the config says it.
     noise_seed, epoch : int
         Of the noise that a step draws.
     """
@@ -84,6 +86,7 @@ class Layered:
         self.first_moment, self.second_moment = moments
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
+        self.total_steps: int | None = None
         self.noise_seed = self.epoch = 0
 
     def set(self, parameters: Mapping[str, ArrayLike]) -> None:
@@ -196,9 +199,11 @@ class Layered:
         self.steps += 1
         optimizer = OPTIMIZERS[self.config.optimizer]
         states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
+        clip = clip_factor(self.config, gradients)
         for name, gradient in gradients.items():
             decay = self._decay(name) if name.startswith("W") else 0.0
-            scalars = StepScalars.at(self.config, self.steps, decay)
+            scalars = StepScalars.at(self.config, self.steps, decay, self.total_steps)
+            gradient = clip * gradient
             moments = tuple(state[name] for state in states)
             p, moments = optimizer.update(self.parameters[name], gradient, moments, scalars)
             self.parameters[name] = p
@@ -250,9 +255,10 @@ class Layered:
                 delta = delta + contraction.deltas.get(number - 1, 0.0)
         for name, gradient in contraction.gradients.items():
             gradients[name] += gradient
-        if not OPTIMIZERS[config.optimizer].decoupled_decay:
-            for name in self._weight_names():
+        for name in self._weight_names():
+            if not OPTIMIZERS[config.optimizer].decoupled_decay:
                 gradients[name] += self._decay(name) * self.parameters[name]
+            gradients[name] += self._l1(name) * np.sign(self.parameters[name])
         return self._parts(batch, penalty), gradients
 
     def _contraction(self, batch: _Batch) -> Contraction:
@@ -314,9 +320,10 @@ class Layered:
 
     def _parts(self, batch: _Batch, penalty: float) -> dict[str, float]:
         decay = 0.0
-        if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
-            for name in self._weight_names():
+        for name in self._weight_names():
+            if not OPTIMIZERS[self.config.optimizer].decoupled_decay:
                 decay += self._decay(name) / 2.0 * float((self.parameters[name] ** 2).sum())
+            decay += self._l1(name) * float(np.abs(self.parameters[name]).sum())
         losses = self._row_losses(batch.target, batch.layers[-1], batch.weight)
         reconstruction = float(batch.share @ losses)
         return {
@@ -400,6 +407,11 @@ class Layered:
         """The decay of the weights of that name."""
         own = self._layer(int(name[1:])).weight_decay
         return float(self.config.weight_decay if own is None else own)
+
+    def _l1(self, name: str) -> float:
+        """The L1 penalty of the weights of that name."""
+        own = self._layer(int(name[1:])).weight_l1
+        return float(self.config.weight_l1 if own is None else own)
 
     def _per_position(self, number: int) -> bool:
         return bool(getattr(self._layer(number), "per_position", False))

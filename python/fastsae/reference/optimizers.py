@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 
 from fastsae.config import Config
 from fastsae.reference.activations import Array
+from fastsae.reference.schedules import share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,9 @@ class StepScalars:
 
     Attributes
     ----------
-    learning_rate, momentum, beta1, beta2, epsilon : float
+    learning_rate : float
+        That of the step, as the schedule has it.
+    momentum, beta1, beta2, epsilon : float
         As in :class:`fastsae.config.Config`.
     shrink : float
         What AdamW multiplies the parameter by first; 1 for biases.
@@ -41,9 +45,10 @@ class StepScalars:
     correction2: float
 
     @classmethod
-    def at(cls, config: Config, t: int, decay: float) -> StepScalars:
+    def at(cls, config: Config, t: int, decay: float, total_steps: int | None = None) -> StepScalars:
         """The scalars of step `t`, counted from 1, for a parameter with that weight decay; 0 for a bias."""
-        rate, beta1, beta2 = float(config.learning_rate), float(config.beta1), float(config.beta2)
+        rate = float(config.learning_rate) * share(config, t, total_steps)
+        beta1, beta2 = float(config.beta1), float(config.beta2)
         return cls(
             learning_rate=rate,
             momentum=float(config.momentum),
@@ -54,6 +59,13 @@ class StepScalars:
             correction1=1.0 - beta1**t,
             correction2=math.sqrt(1.0 - beta2**t),
         )
+
+
+def clip_factor(config: Config, gradients: Mapping[str, Array]) -> float:
+    """What the whole gradient is multiplied by, so that its norm is at most ``config.max_grad_norm``."""
+    norm = math.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in gradients.values()))
+    most = config.max_grad_norm
+    return 1.0 if most is None or norm <= most else float(most) / norm
 
 
 Moments = tuple[Array, ...]

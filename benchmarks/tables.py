@@ -1,0 +1,206 @@
+"""Results as Markdown tables and as a picture, in the places of the READMEs that are kept for them.
+
+A place is what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``; NAME is that of the result's file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+READMES = ("README.md", "benchmarks/README.md")
+#: What stands in a place while there is no such result.
+NOT_MEASURED = "Not measured yet."
+PEERS = {"eager": "PyTorch eager", "compiled": "torch.compile", "jax": "JAX"}
+
+Cell = Callable[[dict[str, Any]], str]
+
+
+def number(key: str, form: str = "{:.2f}", factor: float = 1.0) -> Cell:
+    """A cell with a number of the row, which may be missing."""
+    return lambda row: "-" if row.get(key) is None else form.format(factor * row[key])
+
+
+def ratio(group: str) -> Cell:
+    return lambda row: f"{row['times_faster_than'][group]:.2f} x" if group in row["times_faster_than"] else "-"
+
+
+STEP: dict[str, Cell] = {
+    "model": lambda row: f"{row['model']}-{row['features']}",
+    "batch": lambda row: str(row["batch"]),
+    "precision": lambda row: str(row["precision"]),
+    "threads": lambda row: str(row["threads"]),
+    "us": number("measured_seconds", "{:.0f}", 1e6),
+    **{f"{title}": ratio(group) for group, title in PEERS.items()},
+    "over products": number("measured_over_floor"),
+}
+#: The rest of a step's row.
+MORE: dict[str, Cell] = {
+    "products, us": number("floor_seconds", "{:.0f}", 1e6),
+    "GF/s": number("flops_per_second", "{:.0f}", 1e-9),
+    "of the peak": number("share_of_peak", "{:.0%}"),
+    "same loss": lambda row: "yes" if row["same_losses"] else "NO",
+}
+VARIANTS: dict[str, Cell] = {
+    "model": lambda row: str(row["model"]),
+    "batch": lambda row: str(row["batch"]),
+    "us": number("measured_seconds", "{:.0f}", 1e6),
+    "floor": number("floor_seconds", "{:.0f}", 1e6),
+    "over it": number("measured_over_floor"),
+    **{group: ratio(group) for group in PEERS},
+    "same loss": MORE["same loss"],
+}
+ENCODE: dict[str, Cell] = {
+    "rows": lambda row: str(row["rows"]),
+    "callers": lambda row: str(row["callers"]),
+    "of": lambda row: str(row["contender"]),
+    **{f"{name}, us": number(name, "{:.1f}", 1e6) for name in ("p50", "p90", "p99", "p99.9")},
+    "calls/s": number("calls_per_second", "{:.0f}"),
+}
+
+
+def table(rows: Sequence[dict[str, Any]], columns: dict[str, Cell]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(columns)} |", len(columns) * "|---" + "|"]
+    return "\n".join(lines + [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in rows])
+
+
+def variants_table(result: dict[str, Any]) -> str:
+    return table(result["rows"], VARIANTS)
+
+
+def step_table(result: dict[str, Any]) -> str:
+    """All rows, the peaks and what was left out."""
+    mkl = {"MKL": ratio("mkl")} if any("mkl" in row["times_faster_than"] for row in result["rows"]) else {}
+    parts = [table(result["rows"], {**STEP, **mkl, **MORE})]
+    for peak in result["peaks"]:
+        if rate := peak["flops_per_second"]:
+            size, each = " x ".join(map(str, peak["shape"])), peak["flops_per_second_and_thread"]
+            parts.append(
+                f"Peak of {peak['precision']} products on {threads_of(peak)}: {rate / 1e9:.0f} GF/s "
+                f"({each / 1e9:.0f} a thread), the rate of {size} by {peak['by'].split()[0]}."
+            )
+    parts += [f"No rows of {precision}: {reason}." for precision, reason in result["left_out"].items()]
+    return "\n\n".join([*parts, measured_on(result)])
+
+
+def step_summary(result: dict[str, Any]) -> str:
+    """The rows with the most threads."""
+    most = max(row["threads"] for row in result["rows"])
+    return "\n\n".join([table([row for row in result["rows"] if row["threads"] == most], STEP), measured_on(result)])
+
+
+def encode_table(result: dict[str, Any]) -> str:
+    call = result["step_call"]
+    overhead = (
+        f"A call of `Engine.step` costs {1e6 * call['overhead_seconds']:.1f} us more than a step of `run_epoch` "
+        f"({call['model']}, batch {call['batch']})."
+    )
+    return "\n\n".join([table(result["rows"], ENCODE), overhead, measured_on(result)])
+
+
+def threads_of(row: dict[str, Any]) -> str:
+    return f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
+
+
+def measured_on(result: dict[str, Any]) -> str:
+    versions = {**result["contenders"], **result["versions"]}
+    peers = ", ".join(
+        f"{name} {versions[key]}" for key, name in (("torch", "PyTorch"), ("jax", "JAX")) if key in versions
+    )
+    return f"Measured on {result['processor']} ({result['isa']}), {result['date']}" + (f"; {peers}." if peers else ".")
+
+
+#: For a result by the name of its file: what stands in the README, and in that of the benchmarks.
+PLACES: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], str]]] = {
+    "step-cpu": (step_summary, step_table),
+    "encode-cpu": (encode_table, encode_table),
+}
+#: Results with a picture, and where it is seen from each README.
+PICTURES = {"step-cpu": ("docs/step-cpu.svg", "How many times faster than PyTorch and JAX a step is, by size")}
+
+
+def between(text: str, name: str) -> str | None:
+    """What stands in a place, or None if there is no such place."""
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    if begin not in text or end not in text:
+        return None
+    return text.split(begin, 1)[1].split(end, 1)[0]
+
+
+def expected(name: str, result: dict[str, Any] | None, readme: str) -> str:
+    """What should stand in the place of a README."""
+    if result is None:
+        return NOT_MEASURED
+    text = PLACES[name][READMES.index(readme)](result)
+    if name in PICTURES:
+        path, words = PICTURES[name]
+        text += f"\n\n![{words}]({'../' * readme.count('/')}{path})"
+    return text
+
+
+def write(name: str, result: dict[str, Any], root: Path = ROOT) -> list[Path]:
+    """Fill the result's places and draw its picture; the files that were written."""
+    written = []
+    for readme in READMES:
+        path = root / readme
+        text = path.read_text()
+        found = between(text, name)
+        if found is not None:
+            path.write_text(
+                text.replace(
+                    f"<!-- {name} -->\n{found}\n<!--", f"<!-- {name} -->\n{expected(name, result, readme)}\n<!--"
+                )
+            )
+            written.append(path)
+    if name in PICTURES:
+        path = root / PICTURES[name][0]
+        draw(result, path)
+        written.append(path)
+    return written
+
+
+def committed(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Ratios by size: precisions down, numbers of threads across; needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = result["rows"]
+    down, across = [list(dict.fromkeys(row[key] for row in rows)) for key in ("precision", "threads")]
+    names = list(dict.fromkeys(f"{STEP['model'](row)}, {row['batch']} rows" for row in rows))
+    style = {"svg.hashsalt": "fastsae", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    with plt.rc_context(style):
+        size = (1.6 + 3.2 * len(across), 0.7 + (0.5 + 0.24 * len(names)) * len(down))
+        shape = {"nrows": len(down), "ncols": len(across), "sharex": True, "sharey": True, "squeeze": False}
+        figure, axes = plt.subplots(**shape, figsize=size, layout="constrained")
+        for i, precision in enumerate(down):
+            for axis, threads in zip(axes[i], across, strict=True):
+                shown = [row for row in rows if (row["precision"], row["threads"]) == (precision, threads)]
+                for (group, title), look in zip(PEERS.items(), ("oC0", "sC1", "^C2"), strict=True):
+                    there = [row for row in shown if group in row["times_faster_than"]]
+                    at = [names.index(f"{STEP['model'](row)}, {row['batch']} rows") for row in there]
+                    axis.plot([row["times_faster_than"][group] for row in there], at, look, label=title, ms=5)
+                axis.set(xscale="log", title=f"{precision}, {threads_of({'threads': threads})}")
+                axis.set_yticks(range(len(names)), names)
+                axis.axvline(1, color="0.3", linewidth=1)
+                axis.grid(color="0.9")
+                axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+                axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+                axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes[0][0].set_ylim(len(names) - 0.5, -0.5)
+        figure.supxlabel("times faster than these")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
+        plt.close(figure)
