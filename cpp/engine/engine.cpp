@@ -108,7 +108,7 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
     if (ones_ != memory.weight.data) backend_->fill(memory.weight, 1);
     ones_ = memory.weight.data;
   } else {
-    if (ones_ == memory.weight.data) ones_ = nullptr;
+    ones_ = nullptr;
     const std::int64_t* column_order = rows.column.on_device ? nullptr : order;
     const std::int64_t offset = column_order == nullptr ? rows.first + done : 0;
     const RowSource column = rows_from(rows.column, offset, rows.column.rows - offset);

@@ -59,11 +59,18 @@ struct Problem {
   Problem(const Problem&) = delete;
 
   S* inside(std::vector<S>& matrix) const { return matrix.data() + stride + kMargin; }
-  // Of A, or of B.
-  S at(bool second, std::int64_t row, std::int64_t col) const {
+  // A or B as it is multiplied, without gaps.
+  std::vector<S> dense(bool second) const {
     const Stored<S>& f = second ? b : a;
     const bool turned = second ? product.transpose_b : product.transpose_a;
-    return f.values[static_cast<std::size_t>(turned ? col * f.stride + row : row * f.stride + col)];
+    const std::int64_t rows = second ? shape.k : shape.m, cols = second ? shape.n : shape.k;
+    std::vector<S> values;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t col = 0; col < cols; ++col)
+        values.push_back(
+            f.values[static_cast<std::size_t>(turned ? col * f.stride + row : row * f.stride + col)]);
+    }
+    return values;
   }
   // Gives the result, and the output is again what it was.
   std::vector<S> restart() {
@@ -92,21 +99,24 @@ void is_right(const Problem<S>& p) {
   const double tolerance = k <= kShort ? 0 : static_cast<double>(k) * std::numeric_limits<S>::epsilon();
   double worst = 0;
   std::vector<S> expected = p.before;
-  std::vector<double> line(static_cast<std::size_t>(n));
+  const std::vector<S> left = p.dense(false), right = p.dense(true);
+  std::vector<double> sums(static_cast<std::size_t>(n));
+  double* const line = sums.data();
   for (std::int64_t row = 0; row < m; ++row) {
     S* const to = p.inside(expected) + row * p.stride;
-    std::fill(line.begin(), line.end(), 0.0);
+    std::fill(sums.begin(), sums.end(), 0.0);
     for (std::int64_t i = 0; i < k; ++i) {
-      const S factor = p.at(false, row, i);
-      for (std::int64_t col = 0; col < n; ++col) {
-        double& sum = line[static_cast<std::size_t>(col)];
-        const S other = p.at(true, i, col);
-        sum = k <= kShort ? static_cast<double>(std::fma(factor, other, static_cast<S>(sum)))
-                          : sum + static_cast<double>(factor) * static_cast<double>(other);
+      const S factor = left[static_cast<std::size_t>(row * k + i)];
+      const S* const others = right.data() + i * n;
+      if (k <= kShort) {
+        for (std::int64_t col = 0; col < n; ++col)
+          line[col] = std::fma(factor, others[col], static_cast<S>(line[col]));
+      } else {
+        for (std::int64_t col = 0; col < n; ++col) line[col] += static_cast<double>(factor) * others[col];
       }
     }
     for (std::int64_t col = 0; col < n; ++col) {
-      const S sum = static_cast<S>(line[static_cast<std::size_t>(col)]);
+      const S sum = static_cast<S>(line[col]);
       to[col] = p.product.accumulate ? to[col] + sum : sum;
     }
   }
@@ -211,7 +221,8 @@ void small_products() {
 // Many panels, several parts of k and several chunks; lines that crowd the cache and are copied; few rows and many.
 template <class S>
 void large_products() {
-  const Shape3 shapes[] = {{9, 1500, 420}, {5, 1500, 768}, {33, 1390, 380}, {192, 150, 70}, {128, 600, 200}};
+  const Shape3 shapes[] = {{3, 1500, 420}, {2, 1500, 768}, {33, 700, 384}, {192, 150, 70}, {128, 300, 200}};
+  bool columns_are_cut = false, inner_is_cut = false;
   for (const Shape3& shape : shapes) {
     for (int flags = 0; flags < 8; ++flags) {
       Problem<S> p(shape, flags & 1, flags & 2, flags & 4, flags & 4 ? 5 : 0);
@@ -219,8 +230,12 @@ void large_products() {
       is_right(p);
       pieces_give_the_same_bits(p);
       threads_give_the_same_bits(p);
+      const PanelProduct<S> product(p.product);
+      columns_are_cut = columns_are_cut || product.col_chunks() > 1;
+      inner_is_cut = inner_is_cut || product.chunks() > product.col_chunks();
     }
   }
+  check(columns_are_cut && inner_is_cut, "there are products of several chunks");
 }
 
 template <class S>

@@ -171,7 +171,7 @@ struct Case {
   std::string name;
   ModelSpec spec;
   std::string optimizer = "adam";
-  bool ordered = false, weighted = false, aimed = false;
+  bool ordered = false, weighted = false, aimed = false, clipped = false;
 };
 
 std::vector<Case> cases() {
@@ -188,6 +188,9 @@ std::vector<Case> cases() {
   all.push_back({"cross entropy, float32",
                  classic_model(DType::f32, kFeatures, 7, "tanh", "kl", "sigmoid", "cross_entropy")});
   all.push_back({"in an order, with weights", classic("kl"), "sgd", true, true});
+  all.push_back({"clipped, with a schedule and L1 on weights", classic("kl")});
+  for (LayerSpec& layer : all.back().spec.layers) layer.weight_l1 = 1e-3;
+  all.back().clipped = true;
   all.push_back({"with targets of its own", classic("l1"), "adam", false, false, true});
   const std::int64_t widths[] = {kFeatures, 9, 7, 5, 8, 6, kFeatures};
   std::vector<LayerSpec> layers;
@@ -223,11 +226,19 @@ std::vector<Case> others() {
   return all;
 }
 
+OptimizerSpec optimizer_of(const Case& c) {
+  OptimizerSpec spec{c.optimizer, 1e-3, 0.9, 0.9, 0.999, 1e-8};
+  if (c.clipped) {
+    spec.max_gradient_norm = 1e-3;
+    spec.schedule = {"cosine", 2, 100};
+  }
+  return spec;
+}
+
 // An engine with rows for four batches.
 struct Fixture {
   Fixture(const Case& c, std::unique_ptr<Backend> backend)
-      : given(c),
-        engine(c.spec, OptimizerSpec{c.optimizer, 1e-3, 0.9, 0.9, 0.999, 1e-8}, std::move(backend), 0) {
+      : given(c), engine(c.spec, optimizer_of(c), std::move(backend), 0) {
     for (std::int64_t i = 0; i < 4 * kRows; ++i) order.push_back(i * 5 % (4 * kRows));
   }
   void train(std::int64_t steps) {
