@@ -104,20 +104,20 @@ def selection(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         names = ["select ours", "select torch default", "select torch compiled", "select torch product"]
         with tempfile.TemporaryDirectory() as folder:
             results = bench.race({**row, "answers": folder}, names)
-            agreement = agree(row, Path(folder), options.device)
+            agreement = agree(row, Path(folder))
         versions |= take_versions(results)
         product = median_of(results["select torch product"])
         rows.append({**floors(row, compare(results, "select ours"), product), "floor": "product", **agreement})
     return {"rows": rows, "left_out": left_out, "versions": versions}
 
 
-def agree(row: Row, folder: Path, device: str) -> dict[str, Any]:
+def agree(row: Row, folder: Path) -> dict[str, Any]:
     """Whether our selection is that of float64 arithmetic on 64 rows, and on how many rows PyTorch selects the same."""
     if not (folder / "ours.npz").exists():
         return {"selection_is_right": False}
     ours = np.load(folder / "ours.npz")
     X, weight, bias = selection_problem(row)
-    if row["precision"] == "bf16" and device != "cpu":
+    if row["precision"] == "bf16":
         X, weight = to_bf16(X), to_bf16(weight)
     checked = np.linspace(0, len(X) - 1, min(64, len(X))).astype(int)
     scores = X[checked].astype(np.float64) @ weight.T.astype(np.float64) + bias

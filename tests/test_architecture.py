@@ -28,6 +28,7 @@ GENERATED = {"fastsae_blas_config.h": "cpu/blas.cpp", "fastsae_contract.h": "bac
 CONDITIONAL = {
     "core/host_device.h": "host or device compiler",
     "core/library.cpp": "RTLD_DEEPBIND, which not every system has and the sanitizers refuse",
+    "cpu/bf16.cpp": "instruction sets of the processor",
     "cpu/float_mode.h": "control register of the processor",
     "cpu/panels.cpp": "instruction sets of the processor",
     "cpu/loops.cpp": "instruction sets of the processor",

@@ -379,9 +379,9 @@ def test_a_wrong_selection_is_seen(gpu: Any, tmp_path: Path) -> None:
 
     def right(values: np.ndarray, indices: np.ndarray) -> bool:
         np.savez(tmp_path / "ours.npz", values=values, indices=indices.astype(np.int32))
-        return bool(gpu.agree(row, tmp_path, "cpu")["selection_is_right"])
+        return bool(gpu.agree(row, tmp_path)["selection_is_right"])
 
-    assert not gpu.agree(row, tmp_path, "cpu")["selection_is_right"]
+    assert not gpu.agree(row, tmp_path)["selection_is_right"]
     assert right(values, indices)
     assert not right(values + 1e-3, indices)
     assert not right(values[:, ::-1], indices[:, ::-1])
@@ -390,7 +390,7 @@ def test_a_wrong_selection_is_seen(gpu: Any, tmp_path: Path) -> None:
     assert not right(np.take_along_axis(scores, fifth, axis=1), fifth)
     np.savez(tmp_path / "torch.npz", values=values, indices=np.flip(indices, axis=1))
     assert right(values, indices)
-    assert gpu.agree(row, tmp_path, "cpu")["rows_that_pytorch_selects_alike"] == 1.0
+    assert gpu.agree(row, tmp_path)["rows_that_pytorch_selects_alike"] == 1.0
 
 
 def test_bf16_is_rounded_to_nearest_even(gpu: Any) -> None:

@@ -7,6 +7,7 @@
 #include "backend/process.h"
 #include "core/error.h"
 #include "core/library.h"
+#include "cpu/bf16.h"
 #include "cpu/blas.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/loops.h"
@@ -76,9 +77,14 @@ std::string cuda_blas_name() {
 std::unique_ptr<Backend> make_backend(const std::string& device, Precision precision, Poll poll) {
   // "auto" is the CPU until the CUDA backend has passed the tests on a GPU.
   if (device == "cpu" || device == "auto") {
-    if (precision != Precision::full)
-      throw DeviceError(text("device='", device, "': the CPU takes precision='full' only"));
-    return cpu::make_cpu_backend(std::move(poll));
+    if (precision == Precision::tf32)
+      throw DeviceError(text("device='", device, "': the CPU takes precision='full' or 'bf16', got 'tf32'"));
+    if (precision == Precision::bf16 && cpu::bf16_unit() == nullptr)
+      throw DeviceError(
+          text("device='", device, "': precision='bf16' needs AVX512_BF16, which ",
+               cpu::isa() == cpu::Isa::avx512 ? "this processor lacks" : "is off below FASTSAE_ISA=avx512",
+               "; take precision='full'"));
+    return cpu::make_cpu_backend(precision, std::move(poll));
   }
   const int index = cuda_index(device);
   FS_REQUIRE(index >= 0, "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got '", device, "'");
@@ -101,5 +107,9 @@ const char* product_provider(bool transpose_a, bool transpose_b, std::int64_t m,
 }
 const char* isa_name() { return cpu::isa_name(cpu::isa()); }
 const char* blas_name() { return cpu::blas_name(); }
+std::optional<std::string> bf16_unit() {
+  if (const char* name = cpu::bf16_unit()) return name;
+  return {};
+}
 
 }  // namespace fastsae

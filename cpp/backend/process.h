@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,5 +28,7 @@ const char* blas_name();
 // Who computes a product of that shape: "blas", or "panels" of our own.
 const char* product_provider(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n,
                              std::int64_t k, DType dtype);
+// What multiplies bfloat16 on the CPU, if anything does.
+std::optional<std::string> bf16_unit();
 
 }  // namespace fastsae

@@ -397,4 +397,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_num_threads", &set_num_threads, py::arg("count"));
   m.def("isa", &isa_name);
   m.def("blas", &blas_name);
+  m.def("bf16_unit", &bf16_unit);
 }

@@ -50,7 +50,7 @@ void copy_rows(const Tensor& to, const Tensor& from) {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(Poll poll) : poll_(std::move(poll)) { (void)isa(); }
+  CpuBackend(Precision precision, Poll poll) : precision_(precision), poll_(std::move(poll)) { (void)isa(); }
 
   bool reads_host_memory() const override { return true; }
 
@@ -81,7 +81,7 @@ class CpuBackend final : public Backend {
   void product(Factor a, Factor b, Tensor out, bool accumulate, const Kernel* kernel, Sums sums) override {
     FlushDenormals flush;
     const auto run = [this](std::int64_t count, const Task& task) { parallel(count, task); };
-    cpu::product(a, b, out, accumulate, kernel, sums, scratch_, run);
+    cpu::product(a, b, out, accumulate, kernel, sums, precision_, scratch_, run);
   }
 
   void map(Tensor out, const Kernel& kernel, Sums sums) override {
@@ -118,7 +118,7 @@ class CpuBackend final : public Backend {
   }
 
   void encode_select(const Selection& selection) override {
-    cpu::encode_select(selection, scratch_,
+    cpu::encode_select(selection, precision_, scratch_,
                        [this](std::int64_t count, const Task& task) { parallel(count, task); });
   }
 
@@ -214,11 +214,14 @@ class CpuBackend final : public Backend {
 
   Pool pool_;
   Scratch scratch_;
+  const Precision precision_;
   const Poll poll_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(Poll poll) { return std::make_unique<CpuBackend>(std::move(poll)); }
+std::unique_ptr<Backend> make_cpu_backend(Precision precision, Poll poll) {
+  return std::make_unique<CpuBackend>(precision, std::move(poll));
+}
 
 }  // namespace fastsae::cpu

@@ -6,6 +6,6 @@
 
 namespace fastsae::cpu {
 
-std::unique_ptr<Backend> make_cpu_backend(Poll poll);
+std::unique_ptr<Backend> make_cpu_backend(Precision precision, Poll poll);
 
 }  // namespace fastsae::cpu

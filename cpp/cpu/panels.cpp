@@ -185,12 +185,6 @@ struct Columns {
 bool has_panels() { return kernels<float>() != nullptr; }
 
 template <class S>
-struct PanelProduct<S>::Chunk {
-  Range vectors, parts;
-  Even panels;  // of the vectors
-};
-
-template <class S>
 PanelProduct<S>::PanelProduct(const Product<S>& product)
     : p_(product),
       width_(kernels<S>()->width),
@@ -220,9 +214,10 @@ std::int64_t PanelProduct<S>::packed_size() const {
 }
 
 template <class S>
-Range PanelProduct<S>::cols(std::int64_t chunk) const {
-  const Range vectors = at(chunk).vectors;
-  return {vectors.begin * width_, std::min(p_.n, vectors.end * width_)};
+Range PanelProduct<S>::cols(std::int64_t chunk, Range panels) const {
+  const Chunk here = at(chunk);
+  const std::int64_t end = here.vectors.begin + here.panels[panels.end - 1].end;
+  return {(here.vectors.begin + here.panels[panels.begin].begin) * width_, std::min(p_.n, end * width_)};
 }
 
 // Of B as it lies, a few lines for all panels, so that memory is read in its order; else a panel.
@@ -262,17 +257,17 @@ void PanelProduct<S>::pack(std::int64_t chunk, std::int64_t piece, S* packed) co
 }
 
 template <class S>
-void PanelProduct<S>::run(std::int64_t chunk, Range rows, const S* packed) const {
+void PanelProduct<S>::run(std::int64_t chunk, Range rows, Range panels, const S* packed) const {
   constexpr std::int64_t size = bytes_of<S>;
   static thread_local Buffer buffer;
   const Chunk here = at(chunk);
   const std::int64_t begin = here.vectors.begin * width_, count = rows.end - rows.begin;
   S* const c = p_.c + rows.begin * p_.ldc + begin;
   // Of a transposed A whose lines crowd the cache, a few rows at a time are copied.
-  const bool copies = p_.transpose_a && p_.lda * size % kCrowded == 0 && here.panels.parts > 1;
+  const bool copies = p_.transpose_a && p_.lda * size % kCrowded == 0 && panels.end - panels.begin > 1;
   const std::int64_t near_panels =
       std::max<std::int64_t>(1, kNearBytes / (inner_.longest() * width_ * kMostVectors * size));
-  const Even near = Even::at_most(here.panels.parts, near_panels);
+  const Even near = Even::at_most(panels.end - panels.begin, near_panels);
   S* const copied = copies ? static_cast<S*>(buffer.get(kCopiedRows * inner_.longest() * size)) : nullptr;
   for (std::int64_t part = here.parts.begin; part < here.parts.end; ++part) {
     const Range k = inner_[part];
@@ -287,12 +282,13 @@ void PanelProduct<S>::run(std::int64_t chunk, Range rows, const S* packed) const
                              p_.accumulate || part > 0};
     const S* a = p_.transpose_a ? p_.a + k.begin * p_.lda + rows.begin : p_.a + rows.begin * p_.lda + k.begin;
     for (std::int64_t i = 0; i < near.parts; ++i) {
-      if (!copies) columns.run(near[i], count, a, p_.lda, p_.transpose_a, c, p_.ldc);
+      const Range some{panels.begin + near[i].begin, panels.begin + near[i].end};
+      if (!copies) columns.run(some, count, a, p_.lda, p_.transpose_a, c, p_.ldc);
       for (std::int64_t row = 0; copies && row < count; row += kCopiedRows) {
         const std::int64_t height = std::min(kCopiedRows, count - row);
         for (std::int64_t line = 0; line < columns.inner; ++line)
           std::copy_n(a + line * p_.lda + row, height, copied + line * kCopiedRows);
-        columns.run(near[i], height, copied, kCopiedRows, true, c + row * p_.ldc, p_.ldc);
+        columns.run(some, height, copied, kCopiedRows, true, c + row * p_.ldc, p_.ldc);
       }
     }
   }
@@ -310,7 +306,7 @@ void panel_gemm(const Product<S>& p) {
   S* const packed = static_cast<S*>(buffer.get(product.packed_size() * bytes_of<S>));
   for (std::int64_t chunk = 0; chunk < product.chunks(); ++chunk) {
     for (std::int64_t piece = 0; piece < product.pieces(chunk); ++piece) product.pack(chunk, piece, packed);
-    product.run(chunk, {0, p.m}, packed);
+    product.run(chunk, {0, p.m}, {0, product.panels(chunk)}, packed);
   }
 }
 

@@ -37,17 +37,21 @@ class PanelProduct {
   std::int64_t packed_size() const;
   std::int64_t col_chunks() const { return col_chunks_.parts; }
   std::int64_t col_chunk(std::int64_t chunk) const { return chunk / inner_chunks_.parts; }
-  // Columns of C that a chunk is for, and whether it brings the last terms of their sums.
-  Range cols(std::int64_t chunk) const;
+  // Panels of a chunk, columns of C that some of them are for, and whether it brings the last terms of their sums.
+  std::int64_t panels(std::int64_t chunk) const { return at(chunk).panels.parts; }
+  Range cols(std::int64_t chunk, Range panels) const;
   bool finishes(std::int64_t chunk) const { return (chunk + 1) % inner_chunks_.parts == 0; }
   // Independent tasks of packing.
   std::int64_t pieces(std::int64_t chunk) const;
   void pack(std::int64_t chunk, std::int64_t piece, S* packed) const;
-  // Adds a chunk's terms to these rows of C.
-  void run(std::int64_t chunk, Range rows, const S* packed) const;
+  // Adds a chunk's terms to these rows and the columns of these panels of C.
+  void run(std::int64_t chunk, Range rows, Range panels, const S* packed) const;
 
  private:
-  struct Chunk;
+  struct Chunk {
+    Range vectors, parts;
+    Even panels;  // of the vectors
+  };
   Chunk at(std::int64_t chunk) const;
   std::int64_t pieces_of(const Chunk& chunk) const;
   bool reads_in_place() const;

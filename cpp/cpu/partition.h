@@ -1,4 +1,4 @@
-// How work is cut. A partition depends on the shape alone, never on the number of threads.
+// How work is cut: by the shape alone, never by the number of threads, wherever a bit depends on it.
 #pragma once
 
 #include <algorithm>

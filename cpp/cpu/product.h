@@ -13,6 +13,6 @@ namespace fastsae::cpu {
 using Parallel = std::function<void(std::int64_t count, const Task& task)>;
 
 void product(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, const Kernel* kernel,
-             Sums sums, Scratch& scratch, const Parallel& parallel);
+             Sums sums, Precision precision, Scratch& scratch, const Parallel& parallel);
 
 }  // namespace fastsae::cpu

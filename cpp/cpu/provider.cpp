@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <type_traits>
 
 #include "core/error.h"
+#include "cpu/bf16.h"
 #include "cpu/blas.h"
 #include "cpu/loops.h"
 #include "cpu/provider_table.h"
@@ -52,6 +54,11 @@ Provider provider_for(bool transpose_a, bool transpose_b, std::int64_t m, std::i
 template <class S>
 void multiply(Provider provider, const Product<S>& p) {
   if (provider == Provider::panels) return panel_gemm(p);
+  if constexpr (std::is_same_v<S, float>) {
+    if (provider == Provider::bf16)
+      return gemm_bf16(p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.a, p.lda, p.b, p.ldb,
+                       p.accumulate ? 1.0f : 0.0f, p.c, p.ldc);
+  }
   gemm(p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.a, p.lda, p.b, p.ldb, p.accumulate ? S(1) : S(0), p.c,
        p.ldc);
 }

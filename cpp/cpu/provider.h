@@ -1,4 +1,4 @@
-// Who computes a matrix product: our own kernels, or the BLAS. The choice depends on the shape alone.
+// Who computes a matrix product: our own kernels, or the BLAS. The choice depends on the shape and the types alone.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fastsae::cpu {
 
-enum class Provider : std::uint8_t { blas, panels };
+enum class Provider : std::uint8_t { blas, panels, bf16 };
 
 // By the measured table of provider_table.h. FASTSAE_PRODUCTS=blas|panels names one for all; where our kernels do not run
 // it is the BLAS.

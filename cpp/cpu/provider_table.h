@@ -5,39 +5,39 @@
 
 namespace fastsae::cpu {
 
-inline constexpr std::int64_t kTableRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512};
+inline constexpr std::int64_t kTableRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024};
 inline constexpr std::int64_t kTableCols[] = {1, 2, 4, 8, 12, 16, 18, 24, 32, 36, 48, 64, 100, 200, 800};
 inline constexpr std::int64_t kTableInner[] = {1, 4, 16, 64, 256, 1024};
 
-// By instruction set and type, how the factors lie, columns, and (a digit each) inner dimension: a place of kTableRows.
+// By instruction set and type, how the factors lie, columns, and (a letter each) inner dimension: a place of kTableRows.
 inline constexpr const char* kFirstRows[][3][15] = {
     // avx2, float32: neither factor transposed, the second, the first
-    {{"099999", "999999", "999999", "999999", "998555", "754000", "867555", "653000", "953000", "754000",
-      "540000", "550000", "850000", "430000", "320000"},
-     {"099999", "999999", "999999", "999990", "996000", "773000", "865000", "652000", "974000", "873000",
-      "660000", "770000", "970000", "860000", "860000"},
-     {"099999", "999999", "999999", "999999", "997533", "973000", "966500", "653000", "973000", "954000",
-      "540000", "540000", "630000", "420000",
-      "320000"}},  // avx2, float64: neither factor transposed, the second, the first
-    {{"985555", "986555", "985421", "864111", "554100", "863100", "754111", "541000", "541000", "441000",
-      "530000", "540000", "530000", "410000", "200000"},
-     {"095532", "985521", "985511", "875111", "654111", "865111", "865111", "664111", "754111", "654111",
-      "654111", "764111", "754115", "664115", "764166"},
-     {"996955", "996555", "999911", "874110", "651100", "862100", "764111", "541000", "541000", "441000",
-      "430000", "440000", "420000", "410000",
-      "200000"}},  // avx512, float32: neither factor transposed, the second, the first
-    {{"998999", "998999", "998999", "998998", "998998", "999998", "999999", "999998", "999987", "999997",
-      "898822", "999985", "999985", "899864", "888753"},
-     {"099999", "999999", "788999", "775888", "553778", "553568", "669998", "552668", "550467", "550665",
-      "440455", "550456", "550444", "440334", "540113"},
-     {"999999", "999999", "889999", "667998", "999998", "999998", "999998", "668998", "998987", "789987",
-      "898985", "999986", "889985", "668864",
-      "968752"}},  // avx512, float64: neither factor transposed, the second, the first
-    {{"999999", "999999", "999999", "998998", "899998", "999998", "889998", "999922", "999987", "999985",
-      "998985", "998986", "889964", "999864", "998753"},
-     {"064999", "664999", "664889", "553676", "552778", "442677", "442778", "441666", "442666", "442665",
-      "440555", "441556", "440444", "442334", "441113"},
-     {"999999", "999999", "889999", "998898", "778998", "999998", "899998", "998888", "999987", "699985",
-      "999985", "979982", "778964", "958824", "958722"}}};
+    {{"akkkkj", "kkkkkk", "kkkkkk", "kkkkkk", "kkkjih", "hffaaa", "ihkjih", "ffdaaa", "kfdaaa", "hfejhf",
+      "feaaaa", "fdaaaa", "kejaak", "icaaaa", "gbaaaa"},
+     {"akkkkj", "kkkkkk", "kkkkkk", "kkkkkk", "kkfaaa", "hgdaaa", "ihcaaa", "ffcaaa", "khkaaa", "ihdaaa",
+      "hgaaaa", "jgaaaa", "jhaaaa", "iijaaa", "iihaaa"},
+     {"akkkkk", "kkkkkk", "kkkkkk", "kkkkkk", "kjkfhh", "hfdaaa", "khjjih", "ffdaaa", "kfdaaa", "kfjjij",
+      "fdaaaa", "fdaaaa", "fdaaaa", "dcaaaa",
+      "dcaaaa"}},  // avx2, float64: neither factor transposed, the second, the first
+    {{"ajgfff", "kjfffg", "kifecb", "igebbb", "ffcbaa", "kfebaa", "gfejhh", "febaaa", "febaaa", "febaaa",
+      "edaaaa", "fdaaaa", "ecaaaa", "dbaaaa", "daaaak"},
+     {"kjffdc", "kjffcc", "kiffbb", "hgfbbb", "gfebbb", "khfbbb", "hgfbbb", "gfebbb", "ggebbg", "ggebbf",
+      "gfebbf", "hffhgg", "ighjgf", "hghhgf", "hfghah"},
+     {"kkgkff", "kkgfff", "kkffbb", "khebab", "gfbaaa", "hhbbaa", "ggebbb", "febaaa", "febaaa", "febaaa",
+      "feaaaa", "fdaaaa", "dcaaaa", "dbaaaa",
+      "daaaaa"}},  // avx512, float32: neither factor transposed, the second, the first
+    {{"kkikkk", "kkjkkk", "kkikkk", "kkkkkj", "kkkkkj", "kkkkji", "kkkkkk", "kkkkji", "kkkkjh", "jkkkkj",
+      "kkkjjf", "kkkjig", "jkkjif", "kkkjie", "ijjhfd"},
+     {"akkkkk", "kkkkkk", "hiikkk", "hhfiij", "ffdhhj", "ffdhhi", "ghkjkk", "ffcjii", "eeaihh", "ffajhf",
+      "deajhf", "efaigg", "ffaige", "feahfe", "eeabbd"},
+     {"kkkkkk", "kkkkkk", "ijkkkj", "gghkkj", "kkkkkj", "kkkkji", "kkkkjk", "ggjkji", "kkkkjh", "hikkjh",
+      "kkkkjf", "kkkjig", "jkkjif", "hkjjhe",
+      "kjjhfd"}},  // avx512, float64: neither factor transposed, the second, the first
+    {{"kkkkkk", "kkkkkk", "kkkkkj", "kkjkkj", "kkkkkj", "kkjkji", "jjkkji", "ikjkci", "kkkkjh", "kkjkjf",
+      "jkkkjf", "jkkjig", "kkkjge", "jjkjge", "hjjhff"},
+     {"agfkkk", "ggejjk", "ggejjj", "ffdgih", "ffchhj", "eechhh", "eechhi", "eebggi", "eecggh", "fecggf",
+      "eebgff", "eebgfg", "eeagfe", "eebffe", "fefhfd"},
+     {"kkkkkj", "kkkkkk", "iikkkj", "kkkjkj", "hijjkk", "kkkkji", "jkkkjk", "ikjjji", "kkkkjh", "hjkkjh",
+      "jkkkjh", "jjkjig", "iikjhe", "jhkjge", "hhjhhd"}}};
 
 }  // namespace fastsae::cpu

@@ -14,6 +14,7 @@
 #include "cpu/float_mode.h"
 #include "cpu/loops.h"
 #include "cpu/partition.h"
+#include "cpu/provider.h"
 #include "kernels/selection.h"
 
 namespace fastsae::cpu {
@@ -106,8 +107,9 @@ std::int32_t column_of(Item<S> item) {
 template <class S>
 class EncodeSelect {
  public:
-  EncodeSelect(const Selection& selection, Scratch& scratch, const Parallel& parallel)
+  EncodeSelect(const Selection& selection, Precision precision, Scratch& scratch, const Parallel& parallel)
       : all_(selection),
+        precision_(precision),
         parallel_(parallel),
         k_(selection.values.cols),
         capacity_(std::max<std::int64_t>(2 * k_, 64)),
@@ -167,9 +169,12 @@ class EncodeSelect {
     const S* x = x_.as<S>() + r.begin * x_.stride;
     const S* w = weight.as<S>() + (column_ + col) * weight.stride;
     S* out = slab_ + r.begin * slab_cols_ + col;
-    if (count > kFewRows) {
-      gemm(false, true, count, cols, x_.cols, x, x_.stride, w, weight.stride, S(0), out, slab_cols_);
-      return;
+    if (count > kFewRows || precision_ == Precision::bf16) {
+      const Provider provider = precision_ == Precision::bf16
+                                    ? Provider::bf16
+                                    : provider_for(false, true, count, cols, x_.cols, weight.dtype);
+      return cpu::multiply<S>(provider, {false, true, count, cols, x_.cols, x, x_.stride, w, weight.stride,
+                                         false, out, slab_cols_});
     }
     for (std::int64_t row = 0; row < count; ++row) {
       S* line = out + row * slab_cols_;
@@ -225,6 +230,7 @@ class EncodeSelect {
   }
 
   const Selection& all_;
+  const Precision precision_;
   const Parallel& parallel_;
   const std::int64_t k_, capacity_, latents_, panel_rows_, slab_cols_;
   const Filter<S> filter_ = find_filter<S>();
@@ -238,12 +244,13 @@ class EncodeSelect {
 
 }  // namespace
 
-void encode_select(const Selection& selection, Scratch& scratch, const Parallel& parallel) {
+void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
+                   const Parallel& parallel) {
   FlushDenormals flush;
   if (selection.x.dtype == DType::f32)
-    EncodeSelect<float>(selection, scratch, parallel).run();
+    EncodeSelect<float>(selection, precision, scratch, parallel).run();
   else
-    EncodeSelect<double>(selection, scratch, parallel).run();
+    EncodeSelect<double>(selection, precision, scratch, parallel).run();
 }
 
 }  // namespace fastsae::cpu

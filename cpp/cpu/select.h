@@ -12,6 +12,7 @@ namespace fastsae::cpu {
 // Runs task(0 .. count-1) on many threads, and polls.
 using Parallel = std::function<void(std::int64_t count, const Task& task)>;
 
-void encode_select(const Selection& selection, Scratch& scratch, const Parallel& parallel);
+void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
+                   const Parallel& parallel);
 
 }  // namespace fastsae::cpu

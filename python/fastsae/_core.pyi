@@ -6,11 +6,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-<<<<<<< HEAD
-__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'isa', 'kernel_names', 'num_threads', 'product', 'product_provider', 'set_num_threads']
-=======
-__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'is_readable', 'is_writable', 'isa', 'kernel_names', 'num_threads', 'set_num_threads']
->>>>>>> bench
+__all__: list[str] = ['DeviceArray', 'DeviceError', 'Engine', 'Stop', 'TopKEncoder', 'become_worker', 'bf16_unit', 'blas', 'cuda_blas', 'cuda_unavailable_reason', 'devices', 'is_readable', 'is_writable', 'isa', 'kernel_names', 'num_threads', 'product', 'product_provider', 'set_num_threads']
 class DeviceError(RuntimeError):
     """
     A device, or a library it needs, cannot be used.
@@ -166,6 +162,8 @@ def become_worker(stop: Stop, threads: typing.SupportsInt | typing.SupportsIndex
     """
     The work of this thread takes at most so many threads, and raises KeyboardInterrupt once `stop` is set.
     """
+def bf16_unit() -> str | None:
+    ...
 def blas() -> str:
     ...
 def cuda_blas() -> str:

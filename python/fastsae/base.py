@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
-from fastsae._core import DeviceArray, is_readable
+from fastsae._core import DeviceArray, bf16_unit, is_readable
 from fastsae.arrays import Rows, as_array, is_elsewhere
 from fastsae.checks import check_integer
 from fastsae.config import Config, Layer, TrainingConfig
@@ -106,7 +106,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         engine = self.__dict__.get("_engine")
-        if engine is not None and not _is_here(self.device):  # as `load` does
+        if engine is not None and not _is_here(self.device, self.precision):  # as `load` does
             self.device, self.precision = engine.device, engine.config.precision
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -578,7 +578,9 @@ def _tensor_as_array(name: str, value: Any) -> Any:
     return as_array(name, value) if tensor else value
 
 
-def _is_here(device: str) -> bool:
-    """Whether a model of this device can be on it here."""
+def _is_here(device: str, precision: str) -> bool:
+    """Whether a model of this device and precision can be on it here."""
     here = devices()
-    return device in ("auto", *here) or (device == "cuda" and len(here) > 1)
+    if device in ("auto", "cpu"):
+        return precision != "bf16" or bf16_unit() is not None
+    return device in here or (device == "cuda" and len(here) > 1)

@@ -333,7 +333,7 @@ def _restore_around(autoencoder: Network, header: _Header, file: Any) -> Anomaly
 
 
 def _engine_here(config: Config, estimator: Network) -> Engine:
-    """An engine on the estimator's device; a model of a GPU that is not here goes to another device."""
+    """An engine on the estimator's device; one of a GPU or a precision that is not here goes where it can be."""
     try:
         return Engine(config, estimator.device)
     except DeviceError:

@@ -155,8 +155,9 @@ class Config:
     dtype : {"float32", "float64"}
         Type of the parameters and of all arithmetic.
     precision : {"full", "tf32", "bf16"}
-        What the factors of matrix products are rounded to, on a GPU with ``dtype="float32"``: not at all, to 10
-        bits of mantissa, or to 7 bits. Sums, parameters and everything else stay float32.
+        What the factors of matrix products are rounded to, with ``dtype="float32"``: not at all; to 10 bits of
+        mantissa, on a GPU; or to 7 bits, on a GPU or a CPU with AVX512_BF16 or AMX. Sums, parameters and everything
+        else stay float32.
     """
 
     n_features: int

@@ -450,7 +450,7 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         try:
             self.__init__(state["config"], state["device"], state["full_batch_rows"])  # type: ignore[misc]
-        except DeviceError:  # a model of a GPU that is not here
+        except DeviceError:  # a model of a GPU or a precision that is not here
             config = dataclasses.replace(state["config"], precision="full")
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
         self.set_parameters(state["tensors"])

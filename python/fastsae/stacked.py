@@ -59,7 +59,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
-        What the factors of matrix products are rounded to, on a GPU with float32.
+        What the factors of matrix products are rounded to, with float32: "tf32" on a GPU, "bf16" there and on a
+        CPU with AVX512_BF16.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to compute.
     random_state : int, RandomState or None

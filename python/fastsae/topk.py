@@ -37,7 +37,8 @@ class TopKEncoder:
     dtype : {"float32", "float64"}
         Type of the arithmetic and of the values.
     precision : {"full", "tf32", "bf16"}
-        What the factors of the product may be rounded to on a GPU; sums are kept in `dtype`.
+        What the factors of the product are rounded to, with float32: "tf32" on a GPU, "bf16" there and on a CPU with
+        AVX512_BF16; sums stay float32.
 
     Attributes
     ----------
@@ -155,7 +156,7 @@ class TopKEncoder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         try:
             self.__init__(**state)  # type: ignore[misc]
-        except DeviceError:  # an encoder of a GPU that is not here
+        except DeviceError:  # an encoder of a GPU or a precision that is not here
             self.__init__(**{**state, "device": "auto", "precision": "full"})  # type: ignore[misc]
 
 

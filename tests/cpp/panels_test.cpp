@@ -153,14 +153,14 @@ class Packed {
   S* const memory_;
 };
 
-// The last columns first, the last pieces first, and rows in ranges of odd lengths from the bottom up.
+// The last columns first, the last pieces first, and tasks of few panels by odd numbers of rows from the bottom up.
 template <class S>
 void pieces_give_the_same_bits(Problem<S>& p) {
   const std::vector<S> whole = p.restart();
   const PanelProduct<S> product(p.product);
   Packed<S> packed(product);
   const std::int64_t inner_chunks = product.chunks() / product.col_chunks();
-  std::int64_t covered = 0;
+  std::int64_t first = p.shape.n;
   for (std::int64_t columns = product.col_chunks(); columns-- > 0;) {
     for (std::int64_t i = 0; i < inner_chunks; ++i) {
       const std::int64_t chunk = columns * inner_chunks + i;
@@ -172,14 +172,21 @@ void pieces_give_the_same_bits(Problem<S>& p) {
       std::int64_t height = 1;
       for (std::int64_t end = p.shape.m; end > 0; height = height * 3 % 29) {
         const std::int64_t begin = std::max<std::int64_t>(0, end - height);
-        product.run(chunk, {begin, end}, packed.data());
+        for (std::int64_t last = product.panels(chunk); last > 0;) {
+          const Range panels{std::max<std::int64_t>(0, last - 1 - height % 3), last};
+          product.run(chunk, {begin, end}, panels, packed.data());
+          last = panels.begin;
+        }
         end = begin;
       }
     }
-    const Range cols = product.cols(columns * inner_chunks);
-    covered += cols.end - cols.begin;
+    for (std::int64_t panel = product.panels(columns * inner_chunks); panel-- > 0;) {
+      const Range cols = product.cols(columns * inner_chunks, {panel, panel + 1});
+      check(cols.begin < cols.end && cols.end == first, p.name + ": panels cover the columns once");
+      first = cols.begin;
+    }
   }
-  check(covered == p.shape.n, p.name + ": chunks cover the columns once");
+  check(first == 0, p.name + ": panels cover the columns");
   check(p.same_bits(whole), p.name + ": pieces in another order give the same bits");
 }
 
@@ -193,7 +200,13 @@ void threads_give_the_same_bits(Problem<S>& p) {
     pool.run(
         product.pieces(chunk), [&](std::int64_t piece) { product.pack(chunk, piece, packed.data()); }, [] {});
     const cpu::Even rows = cpu::Even::at_most(p.shape.m, 13);
-    pool.run(rows.parts, [&](std::int64_t part) { product.run(chunk, rows[part], packed.data()); }, [] {});
+    const cpu::Even panels = cpu::Even::at_most(product.panels(chunk), 2);
+    pool.run(
+        rows.parts * panels.parts,
+        [&](std::int64_t task) {
+          product.run(chunk, rows[task / panels.parts], panels[task % panels.parts], packed.data());
+        },
+        [] {});
   }
   check(p.same_bits(whole), p.name + ": threads give the same bits");
 }

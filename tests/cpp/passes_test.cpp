@@ -1,42 +1,14 @@
 // How often a step of training goes through memory: each matrix of rows x units is written by one product and read by
 // those that need it, sums and slopes ride in their epilogues, each parameter is updated once, and nothing is allocated.
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <new>
 #include <vector>
 
-#include "backend/process.h"
 #include "core/error.h"
 #include "kernels/list.h"
 #include "like_the_cpu.h"
 #include "testing.h"
-
-namespace {
-
-std::atomic<std::int64_t> allocations{0};  // of the whole program
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-  ++allocations;
-  void* memory = std::aligned_alloc(
-      alignment, (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-#pragma GCC diagnostic ignored "-Wmismatched-new-delete"  // where only one of a pair is inlined
-void* operator new(std::size_t bytes) { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -205,27 +177,6 @@ std::vector<Case> cases() {
   return all;
 }
 
-// Models that need passes of their own.
-std::vector<Case> others() {
-  std::vector<Case> all{
-      {"softmax", model_of({dense(1, kFeatures, 7, "relu"), dense(2, 7, kFeatures, "softmax")}, DType::f64,
-                           "cross_entropy")}};
-  for (const char* kind : {"masking", "gaussian", "salt_and_pepper"}) {
-    all.push_back({text("corrupted by ", kind), classic_model(DType::f64, kFeatures, 7)});
-    all.back().spec.corruption = {kind, 0.3, 0, 1, 1, 1};
-  }
-  all.push_back({"contractive", classic_model(DType::f64, kFeatures, 7, "sigmoid", "none")});
-  all.back().spec.contraction = {0.2, 0.1, 0.1};
-  all.push_back({"winners", classic_model(DType::f64, kFeatures, 7, "relu", "none")});
-  all.back().spec.layers[0].winners = "lifetime";
-  all.back().spec.layers[0].lifetime = 0.2;
-  LayerSpec code = dense(1, kFeatures, 5, "identity");
-  code.kind = "gaussian";
-  code.beta = 0.7;
-  all.push_back({"variational", model_of({code, dense(2, 5, kFeatures, "sigmoid")}, DType::f64)});
-  return all;
-}
-
 OptimizerSpec optimizer_of(const Case& c) {
   OptimizerSpec spec{c.optimizer, 1e-3, 0.9, 0.9, 0.999, 1e-8};
   if (c.clipped) {
@@ -326,30 +277,10 @@ void weights_come_and_go() {
   check(largest_difference(kept.engine, given.engine) == 0, "rows without weights weigh 1 each");
 }
 
-// Also by threads, and where a run has many steps.
-void steps_allocate_nothing(const Case& c) {
-  for (const int threads : {1, 4}) {
-    set_num_threads(threads);
-    Fixture f(c, make_backend("cpu", Precision::full, {}));
-    f.train(4);
-    f.train(1);
-    for (const std::int64_t steps : {1, 4}) {
-      const std::int64_t before = allocations;
-      f.train(steps);
-      const std::int64_t made = allocations - before;
-      check(made == 0, text(c.name, ", ", threads, " threads: ", made, " allocations in ", steps, " steps"));
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
-  for (const Case& c : cases()) {
-    one_step_makes_the_fewest_passes(c);
-    steps_allocate_nothing(c);
-  }
-  for (const Case& c : others()) steps_allocate_nothing(c);
+  for (const Case& c : cases()) one_step_makes_the_fewest_passes(c);
   weights_come_and_go();
   return verdict("passes");
 }
