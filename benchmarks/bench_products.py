@@ -29,8 +29,8 @@ from fastsae import _core
 
 TABLE = Path(__file__).parents[1] / "cpp" / "cpu" / "provider_table.h"
 #: Sizes of the grid; between them the next larger one counts. Columns are fine where vectors are filled badly.
-M = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-N = (1, 2, 4, 8, 12, 16, 18, 24, 32, 36, 48, 64, 100, 200, 800)
+M = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+N = (1, 2, 3, 4, 6, 8, 12, 16, 18, 24, 32, 36, 48, 64, 100, 200, 800)
 K = (1, 4, 16, 64, 256, 1024)
 #: Whether the first and the second factor are transposed.
 KINDS = {"plain": (False, False), "second": (False, True), "first": (True, False)}

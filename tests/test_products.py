@@ -70,8 +70,8 @@ for dtype in ("float32", "float64"):
         again = np.empty_like(out)
         _core.product(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), again, True)
         same.append(np.array_equal(again, out))
-        for rows, cols in ((slice(3, 20), slice(0, 1400)), (slice(0, 130), slice(7, 90)), (slice(40, 48), slice(50, 51)),
-                           (slice(9, 10), slice(1, 1400))):
+        for top, end, left, right in ((3, 20, 0, 1400), (0, 130, 7, 90), (40, 48, 50, 51), (9, 10, 1, 1400)):
+            rows, cols = slice(top, end), slice(left, right)
             part = np.empty_like(out[rows, cols], order="C")
             _core.product(a[rows], b[cols], part, False, True)
             same.append(np.array_equal(part, out[rows, cols]))

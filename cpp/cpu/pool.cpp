@@ -66,6 +66,29 @@ std::uint32_t forks() {
   return count.load(std::memory_order_relaxed);
 }
 
+int current_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// Moves the calling thread off a processor, if it may run on others. Two threads that wake each other are taken for one
+// piece of work and left on one processor, where each waits for the other to give up spinning.
+void leave_processor(int processor) {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(processor, &others);
+  (void)sched_setaffinity(0, sizeof(others), &others);
+  (void)sched_setaffinity(0, sizeof(allowed), &allowed);
+#else
+  (void)processor;
+#endif
+}
+
 struct Release {
   std::atomic<bool>& busy;
   ~Release() { busy.store(false, std::memory_order_release); }
@@ -117,9 +140,10 @@ struct Pool::Crew {
     round.notify_all();
   }
 
-  // Spins a little, then sleeps, until the value is no longer `seen`.
-  static void await_change(const std::atomic<std::uint32_t>& value, std::uint32_t seen) {
-    for (int i = 0; i < kSpins; ++i) {
+  // Spins a little, then sleeps, until the value is no longer `seen`. Who shares a processor with the one that is waited
+  // for must not spin.
+  static void await_change(const std::atomic<std::uint32_t>& value, std::uint32_t seen, bool shares) {
+    for (int i = 0; i < kSpins && !shares; ++i) {
       if (value.load(std::memory_order_acquire) != seen) return;
       pause();
     }
@@ -128,10 +152,16 @@ struct Pool::Crew {
 
   void work(int index) {
     std::uint32_t seen = 0;
+    bool shares = false;
     for (;;) {
-      await_change(round, seen);
+      await_change(round, seen, shares);
       ++seen;
       if (stop) return;
+      shares = processor >= 0 && processor == current_processor();
+      if (shares) {
+        sharing.store(true, std::memory_order_relaxed);
+        leave_processor(processor);
+      }
       if (get_float_mode() != float_mode) set_float_mode(float_mode);
       share(index, [] {});
       finished.fetch_add(1, std::memory_order_acq_rel);
@@ -159,11 +189,13 @@ struct Pool::Crew {
     failed.store(false, std::memory_order_relaxed);
     error = nullptr;
     float_mode = get_float_mode();
+    processor = current_processor();
+    const bool shares = sharing.exchange(false, std::memory_order_relaxed);
     to_finish += static_cast<std::uint32_t>(size - 1);
     if (size > 1) announce();
     share(0, between);
     for (std::uint32_t seen; (seen = finished.load(std::memory_order_acquire)) != to_finish;)
-      await_change(finished, seen);
+      await_change(finished, seen, shares);
     if (error) std::rethrow_exception(std::exchange(error, nullptr));
   }
 
@@ -177,9 +209,11 @@ struct Pool::Crew {
   const Task* task = nullptr;
   std::int64_t count = 0;
   std::uint32_t float_mode = 0;
+  int processor = -1;  // of the caller
   bool stop = false;
   std::atomic<bool> failed{false};
   alignas(64) std::atomic<std::uint32_t> finished{0};  // shares of all rounds
+  std::atomic<bool> sharing{false};                    // a worker was found on the caller's processor
   alignas(64) std::exception_ptr error;
 };
 
