@@ -96,22 +96,25 @@ class CpuBackend final : public Backend {
     pass.finish();
   }
 
-  // One task for each block of each tensor.
+  // One task for each block of each tensor; together they may be too little to wake a thread for.
   void map_each(std::span<const Mapped> items) override {
+    constexpr std::int64_t kTaskElements = 1 << 12;
     FlushDenormals flush;
     const auto cut = [](const Mapped& item) { return map_blocks(item.out.rows, item.out.cols); };
-    std::int64_t blocks = 0;
-    for (const Mapped& item : items) blocks += cut(item).parts;
-    parallel(
-        blocks,
-        [&](std::int64_t block) {
-          const Mapped* item = items.data();
-          for (; block >= cut(*item).parts; ++item) block -= cut(*item).parts;
-          const Range rows = cut(*item)[block];
-          find_loop(item->kernel)(item->kernel.bytes, item->out, {rows.begin, rows.end, 0, item->out.cols},
-                                  nullptr, 0);
-        },
-        false);
+    std::int64_t blocks = 0, elements = 0;
+    for (const Mapped& item : items) {
+      blocks += cut(item).parts;
+      elements += item.out.size();
+    }
+    const auto run = [&](std::int64_t block) {
+      const Mapped* item = items.data();
+      for (; block >= cut(*item).parts; ++item) block -= cut(*item).parts;
+      const Range rows = cut(*item)[block];
+      find_loop(item->kernel)(item->kernel.bytes, item->out, {rows.begin, rows.end, 0, item->out.cols},
+                              nullptr, 0);
+    };
+    if (elements > kTaskElements) return parallel(blocks, run, false);
+    for (std::int64_t block = 0; block < blocks; ++block) run(block);
   }
 
   void encode_select(const Selection& selection) override {

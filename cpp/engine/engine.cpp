@@ -64,6 +64,7 @@ void Engine::reserve(std::int64_t rows, bool targets) {
   auto made = std::make_unique<Training>();
   made->rows = std::max(rows, training_ ? training_->rows : 0);
   training_.reset();
+  ones_ = nullptr;
   made->number = ++reservations_;
   const bool shadowed = backend_->wants_shadows();
   made->x = &made->arena.declare("x", made->rows, n_features_, dtype_, shadowed);
@@ -104,8 +105,10 @@ Batch Engine::load(const Rows& rows, std::int64_t done, std::int64_t count, cons
     load_rows(rows.of.target, order, rows.first + done, batch.target, fixed);
   }
   if (rows.of.weights == nullptr) {
-    backend_->fill(batch.weight, 1);
+    if (ones_ != memory.weight.data) backend_->fill(memory.weight, 1);
+    ones_ = memory.weight.data;
   } else {
+    ones_ = nullptr;
     const std::int64_t* column_order = rows.column.on_device ? nullptr : order;
     const std::int64_t offset = column_order == nullptr ? rows.first + done : 0;
     const RowSource column = rows_from(rows.column, offset, rows.column.rows - offset);

@@ -175,6 +175,7 @@ class Engine {
   std::unique_ptr<Training> training_;
   std::optional<SmallModel> small_;
   std::unique_ptr<Staged> staged_;
+  const void* ones_ = nullptr;  // the column of row weights that is known to be all 1
   std::int64_t reservations_ = 0;
   Columns columns_;  // taken by a call and put back: while a run lets others in, it keeps its own
   mutable std::shared_mutex model_mutex_;  // shared by inference, held alone by whatever writes

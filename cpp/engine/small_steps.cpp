@@ -19,6 +19,7 @@ void Engine::reserve_staged(std::int64_t rows, std::int64_t steps) {
   made->rows = std::max(rows, staged_ ? staged_->rows : 0);
   made->steps = std::max(steps, staged_ ? staged_->steps : 0);
   staged_.reset();
+  ones_ = nullptr;
   const Tensor& x = made->arena.declare("x", made->rows, n_features_, dtype_);
   const Tensor& weight = made->arena.declare("weight", 1, made->rows, dtype_);
   const Tensor& scalars = made->arena.declare("scalars", made->steps, kScalarsWidth, DType::f64);

@@ -1,6 +1,7 @@
 // Nothing is allocated where a service calls again and again, nor by a step of training.
 #include <atomic>
 #include <cstdlib>
+#include <map>
 #include <new>
 #include <vector>
 
@@ -59,9 +60,58 @@ void test(const std::string& name) {
   }
 }
 
+// Models whose steps differ from the classic one's, with 11 features.
+std::map<std::string, ModelSpec> other_models() {
+  const auto classic = [](const std::string& activation, const std::string& penalty) {
+    return classic_model(DType::f64, 11, 7, activation, penalty);
+  };
+  std::map<std::string, ModelSpec> all;
+  all["tied"] = all["moving rho_hat"] = classic("sigmoid", "kl");
+  all["tied"].tied = all["moving rho_hat"].moving_rho_hat = true;
+  all["deep"] = model_of({dense(1, 11, 9, "tanh"), dense(2, 9, 5, "sigmoid"), dense(3, 5, 9, "relu"),
+                          dense(4, 9, 11, "sigmoid")},
+                         DType::f64, "cross_entropy");
+  all["softmax"] =
+      model_of({dense(1, 11, 7, "relu"), dense(2, 7, 11, "softmax")}, DType::f64, "cross_entropy");
+  for (const char* kind : {"masking", "gaussian", "salt_and_pepper"}) {
+    all[kind] = classic("sigmoid", "l1");
+    all[kind].corruption = {kind, 0.3, 0, 1, 1, 1};
+  }
+  all["contractive"] = classic("sigmoid", "none");
+  all["contractive"].contraction = {0.2, 0.1, 0.1};
+  all["winners"] = classic("relu", "none");
+  all["winners"].layers[0].winners = "lifetime";
+  all["winners"].layers[0].lifetime = 0.2;
+  LayerSpec code = dense(1, 11, 5, "identity");
+  code.kind = "gaussian";
+  code.beta = 0.7;
+  all["variational"] = model_of({code, dense(2, 5, 11, "sigmoid")}, DType::f64);
+  return all;
+}
+
+// Four steps in an order, with weights and targets, or as the rows lie; clipped, with a schedule.
+void test_steps_of(const std::string& name, const ModelSpec& spec) {
+  constexpr std::int64_t kRows = 37, kAll = 4 * kRows;
+  OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 1e-3, {"cosine", 2, 100}};
+  Engine engine(spec, optimizer, make_backend("cpu", Precision::full, {}), 0);
+  const std::vector<double> x = numbers(kAll * 11, 1), weights = numbers(kAll, 2);
+  std::vector<std::int64_t> order;
+  for (std::int64_t i = 0; i < kAll; ++i) order.push_back(i * 5 % kAll);
+  const RowSource rows{x.data(), kAll, 11, 11 * sizeof(double), DType::f64};
+  const auto made = [&](const Examples& examples, const std::int64_t* taken) {
+    return allocations_of([&] { engine.run(examples, taken, kAll, kRows); });
+  };
+  check(made({rows}, nullptr) == 0, name + ": steps allocate");
+  check(made({rows, weights.data(), rows}, order.data()) == 0, name + ": steps in an order allocate");
+}
+
 }  // namespace
 
 int main() {
+  for (const int threads : {1, 4}) {
+    set_num_threads(threads);
+    for (const auto& [name, spec] : other_models()) test_steps_of(name, spec);
+  }
   set_num_threads(1);
   test<float>("float32");
   test<double>("float64");

@@ -1,5 +1,4 @@
-// The engine without Python, for the sanitizers: pool, steps, many encoders, cancelling, tensors out and in,
-// fork.
+// The engine without Python, for the sanitizers: steps, many encoders, cancelling, tensors out and in, fork.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,7 +11,6 @@
 
 #include "backend/process.h"
 #include "core/error.h"
-#include "cpu/pool.h"
 #include "engine/engine.h"
 #include "engine/topk_encoder.h"
 #include "testing.h"
@@ -99,43 +97,6 @@ struct Fixture {
                              }),
                 0};
 };
-
-void pool_runs_every_task() {
-  const auto nothing = [] {};
-  cpu::Pool pool;
-  for (const int threads : {1, 2, 4, 8, 3}) {
-    set_num_threads(threads);
-    for (const std::int64_t count : {0, 1, 2, 7, 100}) {
-      std::vector<int> runs(static_cast<std::size_t>(count));
-      pool.run(count, [&](std::int64_t i) { ++runs[i]; }, nothing);
-      check(runs == std::vector<int>(static_cast<std::size_t>(count), 1), "the pool runs each task once");
-    }
-  }
-  set_num_threads(4);
-  for (std::int64_t bad = 0; bad < 16; ++bad) {
-    const auto task = [&](std::int64_t i) {
-      if (i == bad) throw Cancelled();
-    };
-    check(throws<Cancelled>([&] { pool.run(16, task, nothing); }), "the pool rethrows what a task throws");
-  }
-  check(throws<Cancelled>([&] { pool.run(16, [](std::int64_t) {}, [] { throw Cancelled(); }); }),
-        "the pool rethrows what the caller's poll throws");
-
-  std::atomic<int> sum{0};
-  const auto add = [&](std::int64_t) { ++sum; };
-  pool.run(8, [&](std::int64_t) { pool.run(8, add, nothing); }, nothing);
-  check(sum == 64, "a task may use the pool it runs on");
-
-  sum = 0;
-  std::vector<std::thread> callers;
-  for (int i = 0; i < 8; ++i) {
-    callers.emplace_back([&] {
-      for (int k = 0; k < 50; ++k) pool.run(8, add, nothing);
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-  check(sum == 8 * 50 * 8, "a caller of a busy pool works alone");
-}
 
 template <class S>
 void training_is_equal_for_any_number_of_threads() {
@@ -310,7 +271,6 @@ void forked_child_works() {
 
 int main() {
   forked_child_works();
-  pool_runs_every_task();
   training_is_equal_for_any_number_of_threads<float>();
   training_is_equal_for_any_number_of_threads<double>();
   many_threads_encode<float>();
