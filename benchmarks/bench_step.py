@@ -1,11 +1,12 @@
 """What does a training step of the classic sparse autoencoder take on a CPU, here and elsewhere?
 
-Whole steps (forward, KL sparsity, weight decay, backward, Adam) on batches that lie in memory, by fastsae as it comes,
-by PyTorch eager (its default and its fused Adam) and compiled, and by JAX (a jitted step, and an epoch of them by
-scan), beside the step's five products alone by each library that has them: the fastest is the floor. Each is a process
-of its own (step_workers.py) that has as many processors as threads; they take turns of --slice seconds. Figures are
-medians over the rounds, ratios the medians of each round's ratio. All start from the same weights and must have the
-same loss after 20 steps. The peak is the best rate of a single large product by any of these libraries.
+Whole steps (forward, KL sparsity, weight decay, backward, Adam) on batches that lie in memory, by fastsae as it comes
+and with its BLAS alone, by PyTorch eager (its default and its fused Adam) and compiled, and by JAX (a jitted step, and
+an epoch of them by scan), beside the step's five products alone by each library that has them: the fastest is the
+floor. Each is a process of its own (step_workers.py) that has as many processors as threads; they take turns of
+--slice seconds. Figures are medians over the rounds, ratios the medians of each round's ratio. All start from the same
+weights and must have the same loss after 20 steps. The peak is the best rate of a single large product by any of these
+libraries.
 
 bf16 is PyTorch under autocast, JAX with bf16 factors, and fastsae with precision="bf16" where this processor has it.
 
@@ -97,7 +98,7 @@ def measure(bench: Bench, row: Row, ours: list[str], peak: float | None) -> tupl
     products = [f"{provider} products" for provider in PROVIDERS]
     results = bench.race(row, [*ours, *products, *PEERS])
     versions = take_versions(results)
-    compared = compare(results, "ours", {**GROUPS, "mkl": ("mkl",)})
+    compared = compare(results, "ours", {**GROUPS, "blas": ("blas",), "mkl": ("mkl",)})
     times = {name: seconds for name in products if (seconds := median_of(results[name]))}
     floor = min(times, key=lambda name: times[name], default=None)
     found = floors({**row, "threads": bench.threads}, compared, times[floor] if floor else None)
@@ -148,7 +149,7 @@ def main() -> None:
                 for name in names:
                     load = os.getloadavg()[0]
                     row = {**known[name], "precision": precision}
-                    ours = ["ours", "mkl"] if options.mkl else ["ours"]
+                    ours = ["ours", *(["blas"] if precision == "fp32" else []), *(["mkl"] if options.mkl else [])]
                     measured, found = measure(bench, row, ours, peak["flops_per_second"])
                     rows.append({**measured, **loads(load)})
                     versions |= found

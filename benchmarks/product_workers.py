@@ -39,8 +39,21 @@ def by_numpy(row: Row, device: str) -> Provider:
     )
 
 
+def by_fastsae(row: Row, device: str) -> Provider:
+    if device != "cpu" or row["precision"] != "fp32":
+        raise ValueError(f"fastsae's products alone are fp32 on the CPU, not {row['precision']} on {device}")
+    import fastsae
+    from fastsae import _core
+
+    def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        across, down = not a.flags.c_contiguous, not b.flags.c_contiguous
+        _core.product(a.T if across else a, b.T if down else b, out, across, down)
+
+    return Provider(by_numpy(row, device).random, multiply, {"fastsae": fastsae.__version__})
+
+
 #: By the first words of their workers' names.
-PROVIDERS: dict[str, Callable[[Row, str], Provider]] = {"torch": by_torch, "numpy": by_numpy}
+PROVIDERS: dict[str, Callable[[Row, str], Provider]] = {"torch": by_torch, "numpy": by_numpy, "fastsae": by_fastsae}
 
 
 class Multiplying(Repeated):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,14 @@ class Ours(Worker):
         for _ in range(epochs):
             self.engine.run_epoch(self.X, None, self.batch)
         return epochs * self.batches
+
+
+class OursByBlas(Ours):
+    """With all products by the BLAS."""
+
+    def setup(self, row: Row) -> dict[str, Any]:
+        os.environ["FASTSAE_PRODUCTS"] = "blas"  # read at the first product
+        return super().setup(row)
 
 
 class OursWithMkl(Ours):
@@ -290,6 +299,7 @@ WAYS: dict[str, tuple[Callable[..., Worker], tuple[str, ...]]] = {
 }
 WORKERS: dict[str, Callable[[str], Worker]] = {
     "ours": Ours,
+    "blas": OursByBlas,
     "mkl": OursWithMkl,
     **product_workers.WORKERS,
     **{f"{name} {way}": functools.partial(kind, way=way) for name, (kind, ways) in WAYS.items() for way in ways},
