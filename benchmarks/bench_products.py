@@ -128,19 +128,19 @@ inline constexpr const char* kFirstRows[][{len(KINDS)}][{len(N)}] = {{
 # --- its regret ---
 
 
-def random_shapes(count: int) -> list[Shape]:
-    """Sizes from 1 to 2000, small ones as often as large ones, of up to 5e7 multiply-adds."""
+def random_shapes(count: int, smallest: int) -> list[Shape]:
+    """Sizes of up to 2000, small ones as often as large ones, of up to 5e7 multiply-adds."""
     rng = np.random.default_rng(0)
     shapes: list[Shape] = []
     while len(shapes) < count:
-        m, n, k = (int(size) for size in np.exp(rng.uniform(0, np.log(2000), 3)))
+        m, n, k = (int(size) for size in np.exp(rng.uniform(np.log(smallest), np.log(2000), 3)))
         if m * n * k <= 5e7:
             shapes.append((str(rng.choice(list(KINDS))), m, n, k))
     return shapes
 
 
-def regret(count: int, seconds: float, dtype: str, threads: int) -> dict[str, Any]:
-    shapes, level = random_shapes(count), _core.isa()
+def regret(count: int, seconds: float, dtype: str, threads: int, smallest: int) -> dict[str, Any]:
+    shapes, level = random_shapes(count, smallest), _core.isa()
     times = measured(dtype, shapes, seconds, level, threads)
     best = np.minimum(*times.values())
     chosen = [_core.product_provider(*KINDS[kind], m, n, k, dtype) for kind, m, n, k in shapes]
@@ -149,6 +149,7 @@ def regret(count: int, seconds: float, dtype: str, threads: int) -> dict[str, An
     return {
         "dtype": dtype,
         "threads": threads,
+        "smallest_size": smallest,
         "shapes": count,
         "ours_chosen": chosen.count("panels"),
         "mean_regret": round(float(lost.mean()), 4),
@@ -179,8 +180,8 @@ def main() -> None:
         print("this processor has no product kernels of ours: there is nothing to choose")
     else:
         rows = [
-            regret(options.shapes, options.seconds, dtype, threads)
-            for dtype, threads in itertools.product(DTYPES, (1, 2))
+            regret(options.shapes, options.seconds, dtype, threads, smallest)
+            for smallest, dtype, threads in itertools.product((16, 1), DTYPES, (1, 2))
         ]
         report({"seconds_of_a_shape": options.seconds, "rows": rows}, options.output)
 
