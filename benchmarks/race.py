@@ -23,6 +23,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+#: Seconds before a turn: threads of the one before may spin a while where they expect more work.
+PAUSE = 0.03
 #: Relative difference of the loss after 20 steps that rounding explains. For fp32 the sums round too, at every step;
 #: otherwise the factors, whose errors mostly average out: a few times one of them.
 TOLERANCE = {"fp32": 20 * 16 * 2.0**-24, "tf32": 4 * 2.0**-11, "bf16": 4 * 2.0**-8}
@@ -138,6 +140,7 @@ class Bench:
             for name in ready:
                 if "error" in results[name]:
                     continue
+                time.sleep(PAUSE)
                 running[name].ask({"do": "slice", "seconds": self.seconds})
                 answer = running[name].answer(min(60, self.left()))
                 if "error" in answer:
