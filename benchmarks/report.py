@@ -30,6 +30,11 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
+def _without_folder(argument: str) -> str:
+    """An interpreter of peers is named, but not where it lies."""
+    return Path(argument).name if argument.startswith("/") else argument
+
+
 def report(result: dict[str, Any], output: Path | None) -> None:
     """Print `result` with all that as JSON, and write it to `output` if there is one."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -41,7 +46,7 @@ def report(result: dict[str, Any], output: Path | None) -> None:
         "load_before": round(_LOAD, 1),
         "versions": {"fastsae": fastsae.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "commit": commit.stdout.strip(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_folder, sys.argv)]),
     }
     text = json.dumps(result, indent=2)
     print(text)

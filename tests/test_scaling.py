@@ -418,6 +418,8 @@ def test_deep(kind: str, tmp_path: Path) -> None:
     single = make(kind).fit(X)
     with pytest.raises(ValueError, match=r"^layers\[0\]: expected scale=None"):
         DeepAutoencoder.from_layers([single])
+    with pytest.raises(ValueError, match="scale: expected None, as the layers saw their rows"):
+        DeepAutoencoder.from_layers([single], scale="zscore")
 
 
 @pytest.mark.parametrize("kind", SCALERS)
@@ -438,6 +440,8 @@ def test_stacked(kind: str, tmp_path: Path) -> None:
         StackedClassifier(make("minmax"), **options).fit(X, y)
     with pytest.raises(ValueError, match=r"^autoencoder: expected one with scale=None"):
         StackedClassifier(make("minmax").fit(X).set_params(scale=None), **options).fit(X, y)
+    with pytest.raises(ValueError, match="scale: expected None with an autoencoder that is fitted already"):
+        StackedClassifier(make(None).fit(X), **{**options, "scale": "minmax"}).fit(X, y)
 
 
 def test_images() -> None:

@@ -74,18 +74,21 @@ int current_processor() {
 #endif
 }
 
-// Moves the calling thread off a processor, if it may run on others. Two threads that wake each other are taken for one
+// Moves the calling thread off a processor, if there are enough for all threads. Two threads that wake each other are taken for one
 // piece of work and left on one processor, where each waits for the other to give up spinning.
-void leave_processor(int processor) {
+void leave_processor(int processor, int threads) {
 #if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  cpu_set_t allowed, now;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < threads) return;
   cpu_set_t others = allowed;
   CPU_CLR(processor, &others);
   (void)sched_setaffinity(0, sizeof(others), &others);
-  (void)sched_setaffinity(0, sizeof(allowed), &allowed);
+  // Somebody else's choice, made in between, stays.
+  if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_EQUAL(&now, &others))
+    (void)sched_setaffinity(0, sizeof(allowed), &allowed);
 #else
   (void)processor;
+  (void)threads;
 #endif
 }
 
@@ -160,7 +163,7 @@ struct Pool::Crew {
       shares = processor >= 0 && processor == current_processor();
       if (shares) {
         sharing.store(true, std::memory_order_relaxed);
-        leave_processor(processor);
+        leave_processor(processor, size);
       }
       if (get_float_mode() != float_mode) set_float_mode(float_mode);
       share(index, [] {});

@@ -12,7 +12,7 @@
 namespace fastsae::cpu {
 namespace {
 
-constexpr std::int64_t kTaskTerms = 1 << 15;    // multiply-adds that are worth waking a thread for
+constexpr std::int64_t kTaskTerms = 1 << 18;    // multiply-adds that are worth waking threads for
 constexpr std::int64_t kPackedAlone = 1 << 13;  // numbers that the calling thread packs by itself
 
 template <class S>

@@ -38,15 +38,17 @@ class Scratch {
   };
 
  private:
+  // Who finds the list taken goes without: in a forked child nobody may be there to give it back.
   std::vector<double> take() {
-    std::lock_guard lock(mutex_);
-    if (free_.empty()) return {};
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock || free_.empty()) return {};
     std::vector<double> buffer = std::move(free_.back());
     free_.pop_back();
     return buffer;
   }
   void give(std::vector<double> buffer) {
-    std::lock_guard lock(mutex_);
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return;
     try {
       free_.push_back(std::move(buffer));
     } catch (const std::bad_alloc&) {  // then the buffer is freed

@@ -225,6 +225,8 @@ class DeepAutoencoder(Autoencoder):
         ValueError
             If the layers do not fit on each other, or are not dense autoencoders with one hidden layer.
         """
+        if options.get("scale") is not None:
+            raise ValueError(f"scale: expected None, as the layers saw their rows, got {options['scale']!r}")
         stack = list(layers)
         pairs = [_pair(f"layers[{i}]", layer) for i, layer in enumerate(stack)]
         if not stack:
@@ -298,7 +300,7 @@ class DeepAutoencoder(Autoencoder):
         if self._pretrained == self._engine.config.code_layer or not (self.pretrain_epochs or self._current):
             return
         with scaled(X, self._scaler, self._engine.config.dtype) as rows:
-            while self._pretrained < self._engine.config.code_layer:
+            while self._pretrained < self._engine.config.code_layer and (self.pretrain_epochs or self._current):
                 self._pretrain_layer(rows, weights, progress)
 
     def _pretrain_layer(self, X: Any, weights: NDArray[np.float64] | None, progress: Progress | None) -> None:
@@ -453,7 +455,7 @@ def _pair(name: str, layer: Any) -> tuple[LayerConfig, LayerConfig]:
     if not isinstance(layer, Autoencoder) or not layer.__sklearn_is_fitted__():
         raise ValueError(f"{name}: expected a fitted autoencoder, got {type(layer).__name__}")
     if layer._scaler is not None:
-        raise ValueError(f"{name}: expected scale=None, got {layer._scaler.kind!r}; scale X itself, or the whole's")
+        raise ValueError(f"{name}: expected scale=None, got {layer._scaler.kind!r}; scale X itself")
     layers = layer._engine.config.layers
     if len(layers) != 2 or not all(isinstance(one, LayerConfig) for one in layers):
         raise ValueError(f"{name}: expected one hidden layer, got {len(layers) - 1}")

@@ -246,6 +246,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         if self.autoencoder is not None and (self.autoencoder.scale is not None or self.autoencoder._scaler):
             raise ValueError("autoencoder: expected one with scale=None; give scale to the classifier, for both")
         fitted = _is_fitted(self.autoencoder)
+        if fitted and self.scale is not None:
+            raise ValueError(f"scale: expected None with an autoencoder that is fitted already, got {self.scale!r}")
         self.classes_ = classes
         self._fitted_before = fitted
         self.autoencoder_ = self.autoencoder if fitted or self.autoencoder is None else clone(self.autoencoder)
