@@ -362,12 +362,8 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         return options
 
     def _more_state(self) -> dict[str, Any]:
-        return {
-            "classes": self.classes_.tolist(),
-            "type": self.classes_.dtype.str,
-            "phase": self._phase,
-            "fitted_before": self._fitted_before,
-        }
+        classes = {"classes": self.classes_.tolist(), "type": self.classes_.dtype.str}
+        return {**classes, "phase": self._phase, "fitted_before": self._fitted_before}
 
     def _parts(self) -> dict[str, Network]:
         parts = {"autoencoder": self.autoencoder_, "head": self._head}
