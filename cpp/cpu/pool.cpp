@@ -74,8 +74,8 @@ int current_processor() {
 #endif
 }
 
-// Moves the calling thread off a processor, if there are enough for all threads. Two threads that wake each other are taken for one
-// piece of work and left on one processor, where each waits for the other to give up spinning.
+// Moves the calling thread off a processor, if there are enough for all threads. Two threads that wake each other are
+// taken for one piece of work and left on one processor, where each waits for the other to give up spinning.
 void leave_processor(int processor, int threads) {
 #if defined(__linux__)
   cpu_set_t allowed, now;
