@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-from fastsae.checks import check_bool, check_choice, check_integer, check_real, is_bool
+from fastsae.checks import check_bool, check_choice, check_integer, check_real
 from fastsae.image_layers import (
     ConvConfig,
     ConvTransposeConfig,
@@ -39,13 +38,16 @@ from fastsae.layers import (
     layer_from_dict,
     layer_to_dict,
 )
-from fastsae.schedules import check_schedule
+from fastsae.optimizer import DTYPES, OPTIMIZERS, PRECISIONS, OptimizerConfig, check_precision, plain
 
 __all__ = [
     "ACTIVATIONS",
     "BOUNDED_ACTIVATIONS",
+    "DTYPES",
+    "OPTIMIZERS",
     "OUTPUT_ACTIVATIONS",
     "PENALTIES",
+    "PRECISIONS",
     "Config",
     "ConvConfig",
     "ConvTransposeConfig",
@@ -64,19 +66,16 @@ __all__ = [
 LOSSES = ("squared_error", "cross_entropy")
 LOSS_REDUCTIONS = ("ufldl", "sum", "mean")
 RHO_HATS = ("batch", "ema", "full")
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
 SCALES = ("zscore", "minmax")
-DTYPES = ("float32", "float64")
-PRECISIONS = ("full", "tf32", "bf16")
 CORRUPTIONS = ("none", "masking", "gaussian", "salt_and_pepper")
 #: Those that say of each element whether it is corrupted.
 REPLACING_CORRUPTIONS = ("masking", "salt_and_pepper")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(OptimizerConfig):
     """A layered autoencoder and its optimiser: all that an :class:`fastsae.Engine` is built from.
 
     Attributes
@@ -133,31 +132,8 @@ class Config:
         KL at q and leaves out ``1 - d``); or over the whole training set, which needs full-batch optimisation.
     rho_hat_decay : float
         d of ``ema``, in [0, 1).
-    optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}
-        In PyTorch's form.
-    learning_rate, momentum, beta1, beta2, epsilon : float
-        Constants of the optimisers. `momentum` serves momentum and nesterov; the last three Adam and AdamW.
-    lr_schedule : {"constant", "cosine", "step"}
-        How the learning rate changes from step to step; see :mod:`fastsae.schedules` for the formulas.
-    lr_warm_up : int
-        Steps in which the rate first rises linearly to `learning_rate`, >= 0; for every schedule.
-    lr_total_steps : int or None
-        Steps, warm-up included, after which ``cosine`` is at its end. None takes those of `max_epochs`; with
-        `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later (`total_steps`).
-    lr_final : float
-        Share of `learning_rate` that ``cosine`` ends with, in [0, 1].
-    lr_step_size, lr_gamma : int, float
-        ``step`` multiplies the rate by `lr_gamma`, in (0, 1], every `lr_step_size` steps.
-    max_grad_norm : float or None
-        Longest gradient that the optimiser takes, > 0: with the norm ``n = |dJ/dtheta|`` of the gradient of J by all
-        parameters, decay included, the gradient is multiplied by ``min(1, max_grad_norm / n)`` (Pascanu et al., 2013;
-        PyTorch's ``clip_grad_norm_``, which adds 1e-6 to n). None takes every gradient as it is.
-    dtype : {"float32", "float64"}
-        Type of the parameters and of all arithmetic.
-    precision : {"full", "tf32", "bf16"}
-        What the factors of matrix products are rounded to, with ``dtype="float32"``: not at all; to 10 bits of
-        mantissa, on a GPU; or to 7 bits, on a GPU or a CPU with AVX512_BF16 or AMX. Sums, parameters and everything
-        else stay float32.
+
+    The optimiser's options, all by keyword, are those of :class:`fastsae.optimizer.OptimizerConfig`.
     """
 
     n_features: int
@@ -181,21 +157,6 @@ class Config:
     contraction_noise: float = 0.1
     rho_hat: str = "batch"
     rho_hat_decay: float = 0.99
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    momentum: float = 0.9
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    lr_schedule: str = "constant"
-    lr_warm_up: int = 0
-    lr_total_steps: int | None = None
-    lr_final: float = 0.0
-    lr_step_size: int = 1000
-    lr_gamma: float = 0.1
-    max_grad_norm: float | None = None
-    dtype: str = "float32"
-    precision: str = "full"
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -271,8 +232,7 @@ class Config:
 
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values |= {"code_layer": self.code_layer, "n_outputs": self.output_width}
+        values = self._values() | {"code_layer": self.code_layer, "n_outputs": self.output_width}
         shapes, places = self.shapes, self.places_of
         values["layers"] = [
             {
@@ -281,25 +241,18 @@ class Config:
             }
             for number, layer in enumerate(self.layers, start=1)
         ]
-        plain: dict[str, Any] = _plain(values)
-        return plain
+        core: dict[str, Any] = plain(values)
+        return core
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["layers"] = [layer_to_dict(layer) for layer in self.layers]
-        plain: dict[str, Any] = _plain(values)
-        return plain
+        options: dict[str, Any] = plain(self._values() | {"layers": [layer_to_dict(layer) for layer in self.layers]})
+        return options
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """The inverse of `to_dict`; unknown or missing options raise ValueError."""
-        if not isinstance(values, Mapping):
-            raise ValueError(f"config: expected an object, got {type(values).__name__}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"config: unknown option {unknown[0]!r}")
-        options: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        options = cls._known(values)
         try:
             config = cls(**{**options, "layers": tuple(layer_from_dict(layer) for layer in values["layers"])})
         except (TypeError, KeyError) as error:
@@ -347,17 +300,7 @@ class Config:
         self._validate_contraction()
         check_choice("rho_hat", self.rho_hat, RHO_HATS)
         check_real("rho_hat_decay", self.rho_hat_decay, 0.0, 1.0, "[)")
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_real("learning_rate", self.learning_rate, 0.0)
-        check_real("momentum", self.momentum, 0.0, 1.0, "[)")
-        check_real("beta1", self.beta1, 0.0, 1.0, "[)")
-        check_real("beta2", self.beta2, 0.0, 1.0, "[)")
-        check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
-        check_schedule(self)
-        if self.max_grad_norm is not None:
-            check_real("max_grad_norm", self.max_grad_norm, 0.0, math.inf, "()")
-        check_choice("dtype", self.dtype, DTYPES)
-        check_precision(self.precision, self.dtype)
+        self._validate_optimizer()
 
     def _validate_corruption(self) -> None:
         check_choice("corruption", self.corruption, CORRUPTIONS)
@@ -490,23 +433,3 @@ class TrainingConfig:
         check_choice("init", self.init, INITIALIZERS)
         if self.scale is not None:
             check_choice("scale", self.scale, SCALES)
-
-
-def check_precision(precision: object, dtype: str) -> None:
-    """Raise ValueError unless `precision` is one that `dtype` can have."""
-    check_choice("precision", precision, PRECISIONS)
-    if precision != "full" and dtype != "float32":
-        raise ValueError(f"precision={precision!r} needs dtype='float32', got {dtype!r}")
-
-
-def _plain(value: Any) -> Any:
-    """`value` with NumPy's scalars, fractions and the like as Python's int, float and bool."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    if value is None or isinstance(value, str):
-        return value
-    if is_bool(value):
-        return bool(value)
-    return operator.index(value) if hasattr(value, "__index__") else float(value)

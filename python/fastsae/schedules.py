@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING
 from fastsae.checks import check_choice, check_integer, check_real
 
 if TYPE_CHECKING:
-    from fastsae.config import Config, TrainingConfig
+    from fastsae.config import TrainingConfig
+    from fastsae.optimizer import OptimizerConfig
 
 SCHEDULES = ("constant", "cosine", "step")
 
 
-def check_schedule(config: Config) -> None:
+def check_schedule(config: OptimizerConfig) -> None:
     """Raise ValueError, naming the option, if one of the schedule has no meaning."""
     check_choice("lr_schedule", config.lr_schedule, SCHEDULES)
     check_integer("lr_warm_up", config.lr_warm_up, 0)
@@ -45,7 +46,7 @@ def check_schedule(config: Config) -> None:
     check_real("lr_gamma", config.lr_gamma, 0.0, 1.0, "(]")
 
 
-def check_solver(config: Config, training: TrainingConfig, *, one_pass: bool) -> None:
+def check_solver(config: OptimizerConfig, training: TrainingConfig, *, one_pass: bool) -> None:
     """Raise ValueError for a schedule or a limit of the gradient that this training cannot have.
 
     `one_pass`: of `partial_fit`, whose end is unknown.

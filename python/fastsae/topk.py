@@ -10,8 +10,8 @@ from fastsae import _core
 from fastsae._core import DeviceError
 from fastsae.arrays import Array, as_array, as_rows, rows_for, target_for
 from fastsae.checks import check_choice, check_integer
-from fastsae.config import DTYPES, check_precision
 from fastsae.cuda import cuda_blas
+from fastsae.optimizer import DTYPES, check_precision
 from fastsae.process import check_device
 
 MOST_K = 512

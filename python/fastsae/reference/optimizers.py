@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastsae.config import Config
+from fastsae.optimizer import OptimizerConfig
 from fastsae.reference.activations import Array
 from fastsae.reference.schedules import share
 
@@ -28,7 +28,7 @@ class StepScalars:
     learning_rate : float
         That of the step, as the schedule has it.
     momentum, beta1, beta2, epsilon : float
-        As in :class:`fastsae.config.Config`.
+        As in :class:`fastsae.optimizer.OptimizerConfig`.
     shrink : float
         What AdamW multiplies the parameter by first; 1 for biases.
     correction1, correction2 : float
@@ -45,7 +45,7 @@ class StepScalars:
     correction2: float
 
     @classmethod
-    def at(cls, config: Config, t: int, decay: float, total_steps: int | None = None) -> StepScalars:
+    def at(cls, config: OptimizerConfig, t: int, decay: float, total_steps: int | None = None) -> StepScalars:
         """The scalars of step `t`, counted from 1, for a parameter with that weight decay; 0 for a bias."""
         rate = float(config.learning_rate) * share(config, t, total_steps)
         beta1, beta2 = float(config.beta1), float(config.beta2)
@@ -61,7 +61,7 @@ class StepScalars:
         )
 
 
-def clip_factor(config: Config, gradients: Mapping[str, Array]) -> float:
+def clip_factor(config: OptimizerConfig, gradients: Mapping[str, Array]) -> float:
     """What the whole gradient is multiplied by, so that its norm is at most ``config.max_grad_norm``."""
     norm = math.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in gradients.values()))
     most = config.max_grad_norm

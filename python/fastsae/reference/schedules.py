@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from fastsae.config import Config
+from fastsae.optimizer import OptimizerConfig
 
 
-def share(config: Config, t: int, total: int | None = None) -> float:
+def share(config: OptimizerConfig, t: int, total: int | None = None) -> float:
     """By what ``config.learning_rate`` is multiplied in step `t`, counted from 1; see :mod:`fastsae.schedules`.
 
     `total` is where the cosine ends if ``config.lr_total_steps`` is None.
