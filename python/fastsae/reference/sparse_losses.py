@@ -62,21 +62,29 @@ def reconstruction(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes
 
 
 def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
-    """Omega and its weight of this step."""
-    weight, u = float(config.sparsity_weight), batch.u[:, None]
+    """Omega times its weight in this step."""
+    if config.sparsity == "none":
+        return 0.0
+    weight, kind = float(config.sparsity_weight), config.sparsity
     if config.sparsity_warm_up:
         weight *= min(1.0, batch.t / config.sparsity_warm_up)
-    if config.sparsity in ("none", "step", "quadratic"):
-        value, slope = 0.0, 0.0
-        l0 = float((u * batch.on).sum())
-        if config.sparsity == "step":
-            value, slope = l0, 1.0
-        elif config.target_l0 is not None:
-            target = float(config.target_l0)
-            value, slope = (l0 / target - 1.0) ** 2, 2.0 / target * (l0 / target - 1.0)
-        slopes.on += weight * slope * u
-        return weight * value
-    W, gated = p["W_dec"], config.activation == "gated"
+    return weight * (_of_count if kind in ("step", "quadratic") else _of_size)(config, p, batch, slopes, weight)
+
+
+def _of_count(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
+    """Of how many latents are active."""
+    l0 = float(batch.u @ batch.on.sum(axis=1))
+    value, slope = l0, 1.0
+    if config.target_l0 is not None:
+        off = l0 / float(config.target_l0) - 1.0
+        value, slope = off**2, 2.0 * off / float(config.target_l0)
+    slopes.on += weight * slope * batch.u[:, None]
+    return value
+
+
+def _of_size(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
+    """Of how large coefficients are, or what opens a gate, times the norms of their rows of W_dec."""
+    W, u, gated = p["W_dec"], batch.u[:, None], config.activation == "gated"
     f = np.maximum(batch.z, 0.0) if gated else batch.a
     q = row_norms(W) if config.sparsity_by_norm else np.ones_like(row_norms(W))
     if config.sparsity == "l1":
@@ -91,7 +99,7 @@ def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slop
         slopes.a += weight * u * by_f
     if config.sparsity_by_norm:
         slopes.parameters["W_dec"] += weight * (u * by_q).sum(axis=0)[:, None] * directions(W)
-    return weight * float((u * values).sum())
+    return float((u * values).sum())
 
 
 def pre_act(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
