@@ -27,7 +27,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "topk of all": {"k": LATENTS, "aux_weight": 0.7},
     "few dead": {"aux_k": 6, "aux_weight": 2.0, "decoder_norm": "rescale"},
     "full share": {"aux_k": 6, "aux_weight": 2.0, "aux_share": False},
-    "negative dead": {"aux_k": 2, "aux_relu": False, "aux_weight": 0.5},
+    "negative dead": {"aux_k": 5, "aux_relu": False, "aux_weight": 0.5},
     "no dead": {"dead_after": None, "k_start": 5, "k_warm_up": 9},
     "batch_topk": {"activation": "batch_topk"},
     "batch_topk of a fraction": {"activation": "batch_topk", "k": 2.4, "decoder_norm": "rescale"},
@@ -35,7 +35,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "weighted matryoshka": {"prefixes": (1, 4, LATENTS), "prefix_weights": (0.5, 0.0, 2.0), "loss_reduction": "fvu"},
     "transcoder": {"transcoder": True, "n_outputs": OUTPUTS, "pre_bias": False},
     "skip transcoder": {"transcoder": True, "skip": True, "loss_reduction": "mean", "prefixes": (3, LATENTS)},
-    "wide transcoder": {"transcoder": True, "skip": True, "n_outputs": 8, "pre_bias": False, "aux_weight": 0.5},
+    "wide transcoder": {"transcoder": True, "skip": True, "n_outputs": 8, "pre_bias": False, "loss_reduction": "mean"},
 }
 DENSE: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
