@@ -42,6 +42,9 @@ class Optimizer {
   // The update of the parameter at this place of the list.
   Kernel update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const;
 
+  // Of the parameters that the model updates itself.
+  std::vector<MatrixUpdate> updates_by_model(const std::vector<Parameter>& parameters) const;
+
   double learning_rate() const { return spec_.learning_rate; }
   void set_learning_rate(double rate) { spec_.learning_rate = rate; }
   const Schedule& schedule() const { return spec_.schedule; }

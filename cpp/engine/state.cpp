@@ -11,14 +11,14 @@ constexpr double kHeldShare = 0.7;  // of free memory that held rows may take
 
 std::vector<std::string> Engine::names() const {
   std::vector<std::string> names;
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
+  for (const Arena* arena : {&parameters_, &gradients_, &matrices_, &state_}) {
     for (const Arena::Named& named : arena->tensors()) names.push_back(named.name);
   }
   return names;
 }
 
 const Tensor& Engine::tensor(const std::string& name) const {
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
+  for (const Arena* arena : {&parameters_, &gradients_, &matrices_, &state_}) {
     if (const Tensor* found = arena->find(name)) return *found;
   }
   throw ValueError(text("name: no tensor is called '", name, "'"));
@@ -26,11 +26,13 @@ const Tensor& Engine::tensor(const std::string& name) const {
 
 void Engine::read(const std::string& name, void* to) const {
   const std::shared_lock lock(model_mutex_);
+  FS_REQUIRE(tensor(name).exists(), "name: '", name, "' is not there before gradient() was called");
   backend_->read(tensor(name), to);
 }
 
 void Engine::write(const std::string& name, const void* from) {
   const std::unique_lock lock(model_mutex_);
+  FS_REQUIRE(tensor(name).exists(), "name: '", name, "' is not there before gradient() was called");
   backend_->write(tensor(name), from);
 }
 
@@ -54,6 +56,7 @@ void Engine::reset_metrics() {
   const StepLog empty{};
   backend_->write(control(Control::kLog), &empty);
   metrics_ = {};
+  model_->reset_metrics();
 }
 
 double Engine::learning_rate() const {
