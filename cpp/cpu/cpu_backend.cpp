@@ -122,6 +122,11 @@ class CpuBackend final : public Backend {
                        [this](std::int64_t count, const Task& task) { parallel(count, task); });
   }
 
+  void encode_select_batch(const BatchSelection& selection) override {
+    cpu::encode_select_batch(selection, precision_, scratch_,
+                             [this](std::int64_t count, const Task& task) { parallel(count, task); });
+  }
+
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     const Cut lines = map_blocks(columns.rows / windows.cols, windows.cols * columns.cols);
     parallel(lines.parts, [&](std::int64_t part) {
