@@ -62,7 +62,7 @@ class SelectRows {
  private:
   // The best of a row so far: `count` items in no order, the k best among them.
   struct Row {
-    Item<S> bar = 0;  // the k-th best when it was last looked for: what comes after it is out
+    Item<S> bar = 0;  // what k at least have reached: what comes after it is out
     std::int64_t count = 0;
   };
 
@@ -106,17 +106,39 @@ class SelectRows {
     if (state.count == capacity_) keep_best(list);
   }
 
+  // Some more than k of the best stay. Their bar is found between the last and the first item by halves, without the
+  // branches of a partition, which nobody could foretell; items differ, so that there is one.
   void keep_best(std::int64_t list) {
     Row& state = rows_[list];
     Item<S>* items = items_ + list * capacity_;
-    std::nth_element(items, items + k_ - 1, items + state.count, std::greater<Item<S>>());
-    state.count = k_;
-    state.bar = items[k_ - 1];
+    const std::int64_t count = state.count, most = k_ + k_ / 8;
+    Item<S> low = items[0], high = items[0];
+    for (std::int64_t i = 1; i < count; ++i) {
+      low = std::min(low, items[i]);
+      high = std::max(high, items[i]);
+    }
+    for (std::int64_t found = count; found > most;) {
+      const Item<S> middle = low + (high - low + 1) / 2;
+      std::int64_t reached = 0;
+      for (std::int64_t i = 0; i < count; ++i) reached += items[i] >= middle ? 1 : 0;
+      if (reached < k_) {
+        high = middle - 1;
+      } else {
+        low = middle;
+        found = reached;
+      }
+    }
+    state.count = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      items[state.count] = items[i];
+      state.count += items[i] >= low ? 1 : 0;
+    }
+    state.bar = low;
   }
 
   void finish(std::int64_t list, std::int64_t row) {
     Item<S>* items = items_ + list * capacity_;
-    if (rows_[list].count > k_) keep_best(list);
+    std::nth_element(items, items + k_ - 1, items + rows_[list].count, std::greater<Item<S>>());
     if (all_.by_column)
       std::sort(items, items + k_, [](Item<S> a, Item<S> b) { return column_of<S>(a) < column_of<S>(b); });
     else
