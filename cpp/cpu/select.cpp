@@ -83,7 +83,7 @@ class SelectRows {
     parallel_(blocks.parts, [&](std::int64_t block) {
       for (std::int64_t row = blocks[block].begin; row < blocks[block].end; ++row) {
         for (std::int64_t list = row + rows; list < lists; list += rows)
-          for (std::int64_t i = 0; i < rows_[list].count; ++i) add(row, items_[list * capacity_ + i]);
+          add(row, rows_[list].count, [&](std::int64_t i) { return items_[list * capacity_ + i]; });
         finish(row, first + row);
       }
     });
@@ -95,22 +95,26 @@ class SelectRows {
     const S limit = bar == 0 ? std::numeric_limits<S>::quiet_NaN() : value_of<S>(bar);
     const Scored<S> line = line_.of(tile, row);
     const std::int64_t found = filter(line, limit, offsets);
-    for (std::int64_t i = 0; i < found; ++i)
-      add(list, item_of<S>(line(offsets[i]), tile.cols.begin + offsets[i]));
+    add(list, found,
+        [&](std::int64_t i) { return item_of<S>(line(offsets[i]), tile.cols.begin + offsets[i]); });
   }
 
-  void add(std::int64_t list, Item<S> item) {
-    Row& state = rows_[list];
-    if (item <= state.bar) return;
-    items_[list * capacity_ + state.count++] = item;
-    if (state.count == capacity_) keep_best(list);
+  // The items of `item(0 .. count-1)`.
+  template <class Of>
+  void add(std::int64_t list, std::int64_t count, const Of& item) {
+    Row state = rows_[list];
+    Item<S>* items = items_ + list * capacity_;
+    for (std::int64_t i = 0; i < count; ++i) {
+      items[state.count] = item(i);
+      state.count += items[state.count] > state.bar ? 1 : 0;
+      if (state.count == capacity_) keep_best(items, state);
+    }
+    rows_[list] = state;
   }
 
   // Some more than k of the best stay. Their bar is found between the last and the first item by halves, without the
   // branches of a partition, which nobody could foretell; items differ, so that there is one.
-  void keep_best(std::int64_t list) {
-    Row& state = rows_[list];
-    Item<S>* items = items_ + list * capacity_;
+  void keep_best(Item<S>* items, Row& state) const {
     const std::int64_t count = state.count, most = k_ + k_ / 8;
     Item<S> low = items[0], high = items[0];
     for (std::int64_t i = 1; i < count; ++i) {

@@ -99,8 +99,8 @@ template <class S>
 std::int64_t filter(const Scored<S>& row, S limit, std::int32_t* offsets) {
   static const Passed<S> run = passed<S>();
   std::int64_t found = 0;
-  std::uint32_t bits[kBlocks];
-  const auto take = [&](std::int64_t first, std::uint32_t some) {
+  std::uint32_t bits[kBlocks + 1];
+  const auto take = [&](std::int64_t first, std::uint64_t some) {
     for (; some != 0; some &= some - 1)
       offsets[found++] = static_cast<std::int32_t>(first + std::countr_zero(some));
   };
@@ -110,8 +110,11 @@ std::int64_t filter(const Scored<S>& row, S limit, std::int32_t* offsets) {
   std::int64_t i = 0;
   while (i + kLanes <= row.count) {
     const std::int64_t blocks = std::min(kBlocks, (row.count - i) / kLanes);
+    bits[blocks] = 0;
     run(from(i), blocks, limit, bits);
-    for (std::int64_t block = 0; block < blocks; ++block, i += kLanes) take(i, bits[block]);
+    for (std::int64_t block = 0; block < blocks; block += 2)
+      take(i + block * kLanes, std::uint64_t{bits[block + 1]} << kLanes | bits[block]);
+    i += blocks * kLanes;
   }
   if (i < row.count && row.count >= kLanes) {  // the last block again, without what was seen
     const std::int64_t first = row.count - kLanes, seen = i - first;
