@@ -48,7 +48,7 @@ struct Decoding {
   Prefixes prefixes;
   Tensor target = {};  // [rows x outputs]; none: `errors` gets y, and nothing below is made
   Tensor row_weight = {};  // [1 x rows]
-  const double* factor = nullptr; // on the device
+  const double* factor = nullptr;  // on the device
   Tensor errors = {};  // [rows * slots x outputs]: slot first_slot + g of a row gets the gradient by y_g's terms,
                              // sum over h >= g of factor * row weight * weights[h] * e_h
   std::int64_t slots = 1, first_slot = 0;

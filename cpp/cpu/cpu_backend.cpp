@@ -125,8 +125,6 @@ class CpuBackend final : public Backend {
     cpu::encode_select(selection, precision_, scratch_, crew());
   }
 
-  void encode_select_batch(const BatchSelection&) override { throw ValueError("not yet"); }
-
   void select_dead(const DeadSelection& selection) override {
     FlushDenormals flush;
     cpu::select_dead(selection, precision_, scratch_, crew());
@@ -165,6 +163,10 @@ class CpuBackend final : public Backend {
     cpu::update_latents(rows, update, scratch_, [this](std::int64_t count, const Task& task) {
       parallel(count, task, false);
     });
+  }
+
+  void encode_select_batch(const BatchSelection& selection) override {
+    cpu::encode_select_batch(selection, precision_, scratch_, crew());
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {

@@ -28,8 +28,8 @@ void select_among(const DeadSelection& all, const std::int32_t* dead, std::int64
   };
   parallel((count + kCopiedRows - 1) / kCopiedRows, copy_rows);
   const Tensor latents = shaped(all.code.latents, rows, k);
-  encode_select({all.x, weight, bias, all.scale.exists() ? scale : Tensor{}, shaped(all.code.values, rows, k),
-                 latents, true},
+  encode_select({all.x, weight, bias, shaped(all.code.values, rows, k), latents,
+                 all.scale.exists() ? scale : Tensor{}, true},
                 precision, scratch, parallel);
   std::int32_t* starts = all.code.starts.as<std::int32_t>();
   for (std::int64_t row = 0; row <= rows; ++row) starts[row] = static_cast<std::int32_t>(row * k);

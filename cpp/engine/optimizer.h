@@ -55,6 +55,8 @@ class Optimizer {
     Tensor* first = nullptr;
     Tensor* second = nullptr;
   };
+  OptimizerConstants constants(const Parameter& parameter) const;
+
   OptimizerSpec spec_;
   Backend& backend_;
   std::vector<Moments> moments_;

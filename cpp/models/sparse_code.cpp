@@ -203,7 +203,7 @@ Code SparseCode::select(const Batch& batch) {
     code.per_row = static_cast<std::int64_t>(k_);
     const Tensor values = shaped(*main_.values, rows, code.per_row);
     const Tensor latents = shaped(*main_.latents, rows, code.per_row);
-    backend_.encode_select({input_, *w_.encoder, *w_.bias, scale, values, latents, true});
+    backend_.encode_select({input_, *w_.encoder, *w_.bias, values, latents, scale, true});
     code.values = shaped(values, 1, values.size());
     code.latents = shaped(latents, 1, latents.size());
   } else {
@@ -212,7 +212,8 @@ Code SparseCode::select(const Batch& batch) {
     code.values = shaped(*main_.values, 1, count);
     code.latents = shaped(*main_.latents, 1, count);
     backend_.encode_select_batch(
-        {input_, *w_.encoder, *w_.bias, scale, count, code, &sums()->smallest, bar_->as<double>()});
+        {input_, *w_.encoder, *w_.bias, scale, count, code.starts, code.latents, code.values, &sums()->smallest,
+         bar_->as<double>()});
   }
   make_coefficients(code, scale, true);
   return code;
@@ -230,7 +231,14 @@ void SparseCode::accumulate_selected(const Batch& batch) {
   const std::int64_t rows = batch.rows();
   const std::int64_t slots = errors_per_row();
   const Code code = select(batch);
-  Decoding decoding{code, *w_.decoder, *w_.decoder_bias, skipped_, prefixes_, batch.target, batch.weight};
+  Decoding decoding{};
+  decoding.code = code;
+  decoding.weight = *w_.decoder;
+  decoding.bias = *w_.decoder_bias;
+  decoding.extra = skipped_;
+  decoding.prefixes = prefixes_;
+  decoding.target = batch.target;
+  decoding.row_weight = batch.weight;
   decoding.factor = &sums()->factor;
   decoding.errors = errors_->slice_rows(0, rows * slots);
   decoding.slots = slots;
@@ -271,7 +279,12 @@ CodeGradient SparseCode::add_auxiliary(const Code& dead, std::int64_t slots) {
   Prefixes whole;
   whole.ends[0] = static_cast<std::int32_t>(code_.latents);
   whole.weights[0] = 1;
-  Decoding decoding{dead, *w_.decoder, {}, {}, whole, residual, batch_.weight};
+  Decoding decoding{};
+  decoding.code = dead;
+  decoding.weight = *w_.decoder;
+  decoding.prefixes = whole;
+  decoding.target = residual;
+  decoding.row_weight = batch_.weight;
   decoding.factor = &sums()->auxiliary_factor;
   decoding.errors = errors_->slice_rows(0, dead.rows * slots);
   decoding.slots = slots;

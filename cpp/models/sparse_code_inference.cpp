@@ -60,7 +60,7 @@ Tensor SparseCode::skipped(Tensor x, const Work& work) const {
 // The k largest of each row, rectified; `scaled` as they are reported, else as the decoder takes them.
 Code SparseCode::select_rows(Tensor inputs, const CallMemory& memory, bool scaled) const {
   const Tensor scale = is_rescaled() ? memory.norms : Tensor{};
-  backend_.encode_select({inputs, *w_.encoder, *w_.bias, scale, memory.values, memory.latents, true});
+  backend_.encode_select({inputs, *w_.encoder, *w_.bias, memory.values, memory.latents, scale, true});
   const std::int64_t count = memory.values.size();
   const Code code{inputs.rows, {}, memory.values.cols, shaped(memory.latents, 1, count),
                   shaped(memory.values, 1, count)};
@@ -129,7 +129,12 @@ void SparseCode::reconstruct(Tensor x, Tensor output, const Work& work) const {
   if (is("topk")) {
     Prefixes whole;
     whole.ends[0] = static_cast<std::int32_t>(code_.latents);
-    Decoding decoding{select_rows(inputs, memory, false), *w_.decoder, *w_.decoder_bias, extra, whole};
+    Decoding decoding{};
+    decoding.code = select_rows(inputs, memory, false);
+    decoding.weight = *w_.decoder;
+    decoding.bias = *w_.decoder_bias;
+    decoding.extra = extra;
+    decoding.prefixes = whole;
     decoding.errors = output;
     return backend_.decode(decoding);
   }
