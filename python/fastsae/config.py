@@ -385,7 +385,7 @@ class TrainingConfig:
 
     Attributes
     ----------
-    solver : {"sgd", "momentum", "nesterov", "adam", "adamw", "lbfgs"}
+    solver : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd", "lbfgs"}
         A mini-batch optimiser, or SciPy's full-batch L-BFGS over fastsae's value and gradient.
     batch_size : int or None
         Rows per step; the last, shorter batch of an epoch is kept. None means all rows at once.
