@@ -74,7 +74,7 @@ beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_fina
         As of :class:`fastsae.SparseAutoencoder`.
     batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision
         As of :class:`fastsae.SparseAutoencoder`.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         As of :class:`fastsae.SparseAutoencoder`: each pixel of each channel is a column with statistics of its own.
     device, random_state, checkpoint, checkpoint_every, callback, verbose
         As of :class:`fastsae.SparseAutoencoder`.

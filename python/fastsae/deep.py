@@ -102,7 +102,7 @@ class DeepAutoencoder(Autoencoder):
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         Scaling of X, as of :class:`fastsae.SparseAutoencoder`; pretraining sees scaled rows too.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.

@@ -86,11 +86,12 @@ class SparseAutoencoder(Autoencoder):
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
-    scale : {"zscore", "minmax"} or None
-        Standardise each column of X, or bring it to [0, 1], before the model sees it, by `center_` and `scale_` of the
-        rows of `fit` (of the first call of `partial_fit`); see :mod:`fastsae.scaling`. ``zscore`` needs
-        ``output_activation="identity"``. `reconstruct` and `inverse_transform` give X's own units; losses, scores and
-        weights are those of scaled rows. X must be in host memory.
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
+        Standardise each column of X, bring it to [0, 1], or give rows a certain length on average, before the model
+        sees them, by `center_` and `scale_` of the rows of `fit` (of the first call of `partial_fit`); see
+        :mod:`fastsae.scaling`. All but ``minmax`` need ``output_activation="identity"``. `reconstruct` and
+        `inverse_transform` give X's own units; losses, scores and weights are those of scaled rows. X must be in host
+        memory.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}

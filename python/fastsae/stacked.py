@@ -54,7 +54,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         pretrained.
     batch_size, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         Scaling of X, as of :class:`fastsae.SparseAutoencoder`; `autoencoder_` sees scaled rows and has no `scale`.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.

@@ -74,7 +74,7 @@ class VariationalAutoencoder(Autoencoder):
         Rows per step; None means all.
     max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         Scaling of X, as of :class:`fastsae.SparseAutoencoder`. Likelihood, `noise_std` and KL are those of scaled rows;
         the scores of a Gaussian likelihood are the densities of X itself, in X's own units.
     dtype, precision
