@@ -62,12 +62,12 @@ void Engine::set_averaged(bool averaged) {
   const std::unique_lock lock(model_mutex_);
   if (averaged == training_parameters_.has_value()) return;
   FS_REQUIRE(optimizer_.averages(), "averaged: this optimizer keeps no average of the parameters");
-  const Finish finish{*backend_};
   const auto held = [&](const Arena::Named& named) -> const Tensor& {
     return *training_parameters_->find("training." + named.name);
   };
   if (!averaged) {
     for (const Arena::Named& named : parameters_.tensors()) backend_->copy(named.tensor, held(named));
+    backend_->finish();  // before their memory goes
     training_parameters_.reset();
     return;
   }
