@@ -295,12 +295,12 @@ void Engine::run(const Examples& examples, const std::int64_t* order, std::int64
   const Schedule& schedule = optimizer_.schedule();
   FS_REQUIRE(!schedule.has_end() || schedule.total_steps > 0, "lr_total_steps: lr_schedule='", schedule.name,
              "' needs the number of all steps, and it is not known");
-  FS_REQUIRE(!training_parameters_, "averaged: expected False to take steps, got True");
   Columns held = std::exchange(columns_, {});
   const Rows all = all_rows(examples, order, count, held);
   for (std::int64_t first = 0; first < count;) {
     if (!lock.owns_lock()) lock.lock();
     try {
+      FS_REQUIRE(!training_parameters_, "averaged: expected False to take steps, got True");
       Rows next = all;
       next.first = first;
       next.count = count - first;
