@@ -82,10 +82,14 @@ class Engine {
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
   std::vector<std::string> names() const;
-  const Tensor& tensor(const std::string& name) const;
-  // In the tensor's own type, dense.
+  Tensor tensor(const std::string& name) const;
+  // In the tensor's own type, dense. Writing a parameter starts its average anew.
   void read(const std::string& name, void* to) const;
   void write(const std::string& name, const void* from);
+
+  // Whether parameters are the averages of what an averaging optimiser has learned; steps need them as they were.
+  bool averaged() const;
+  void set_averaged(bool averaged);
 
   std::int64_t steps() const;
   void set_steps(std::int64_t steps);
@@ -129,6 +133,9 @@ class Engine {
   };
 
   void reserve_matrices();
+  // Those that have names: training parameters only while averages are in their place.
+  std::vector<const Arena*> arenas() const;
+  const Tensor& find(const std::string& name) const;
   // Scratch for so many rows, with targets of their own or without.
   void reserve(std::int64_t rows, bool targets);
   void reserve_for(const Rows& rows);
@@ -181,6 +188,7 @@ class Engine {
   Optimizer optimizer_;
   Arena parameters_, gradients_, state_;
   Arena matrices_;  // gradients that not every step needs: without memory until one does
+  std::optional<Arena> training_parameters_;  // while their averages are in their place
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
   std::optional<SmallModel> small_;

@@ -109,7 +109,8 @@ using KernelsOf = Concat<
     WinnerKernels<S>,
     SparseCodeKernels<S>,
     DenseCodeKernels<S>,
-    UpdateKernels<S>>;
+    UpdateKernels<S>,
+    TypeList<Average<S>>>;
 // clang-format on
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, CodeScalarKernels,
