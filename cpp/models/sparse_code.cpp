@@ -72,6 +72,7 @@ void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
   const auto doubles = [&](const char* name, std::int64_t r, std::int64_t c) {
     return &scratch.declare(name, r, c, DType::f64);
   };
+  scalar_ = doubles("scalar", 1, 1);
   sums_ = doubles("code_sums", 1, sizeof(CodeSums) / sizeof(double));
   if (code_.pre_bias) inputs_ = &scratch.declare("inputs", rows, d, s);
   const std::int64_t slots = errors_per_row();
@@ -150,9 +151,7 @@ void SparseCode::begin(const StepMemory& memory, bool with_gradient, bool) {
 }
 
 void SparseCode::scalar_pass(const Kernel& kernel) {
-  Tensor one = memory_.totals;
-  one.cols = 1;
-  backend_.map(one, kernel, {});
+  backend_.map(*scalar_, kernel, {});
 }
 
 void SparseCode::accumulate(const Batch& batch, bool) {

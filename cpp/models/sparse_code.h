@@ -128,6 +128,7 @@ class SparseCode final : public Model {
   Tensor *since_ = nullptr, *fired_rows_ = nullptr, *bar_ = nullptr, *monitor_ = nullptr;
 
   // Scratch, for the reserved number of rows.
+  Tensor* scalar_ = nullptr;  // what a pass over scalars alone runs on
   Tensor *sums_ = nullptr, *inputs_ = nullptr, *errors_ = nullptr, *residual_ = nullptr, *extra_ = nullptr;
   Tensor *norms_ = nullptr, *losses_ = nullptr, *last_losses_ = nullptr, *output_sums_ = nullptr;
   Tensor *gate_sums_ = nullptr, *through_ = nullptr, *fired_ = nullptr, *squares_ = nullptr;

@@ -31,6 +31,7 @@ from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
+from fastsae.sparse_code import SparseCodeConfig
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
@@ -40,7 +41,7 @@ class Engine:
 
     Parameters
     ----------
-    config : Config
+    config : Config or SparseCodeConfig
         The model and its optimiser.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the memory is and the arithmetic runs.
@@ -59,7 +60,7 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: Config | SparseCodeConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
@@ -68,7 +69,10 @@ class Engine:
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
             cuda_blas()
-        self._core = _core.Engine(config.core(), device, full_batch_rows)
+        core = config.core()
+        self._core = _core.Engine(core, device, full_batch_rows)
+        if "batch_threshold" in self.names():
+            self.set("batch_threshold", [core["threshold_start"]])
 
     @property
     def steps(self) -> int:
@@ -212,7 +216,7 @@ class Engine:
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
             size = min(size, int(batch_size))
-        if self.config.rho_hat == "full" and size < count:
+        if getattr(self.config, "rho_hat", None) == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
         self._core.run(rows, indices, size, *self._examples(rows, sample_weight, targets, numbers))
 
@@ -282,6 +286,26 @@ class Engine:
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+
+    def encode_sparse(self, X: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], Array]:
+        """The elements of each row's code that are not 0, for codes that mostly are.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+
+        Returns
+        -------
+        starts : ndarray of int64, shape (n_rows + 1,)
+            Where each row begins, and the end: ``indptr`` of :class:`scipy.sparse.csr_array`.
+        latents : ndarray of int32, shape (n_elements,)
+            Ascending in each row.
+        values : ndarray, shape (n_elements,)
+            Of the model's dtype.
+        """
+        starts, latents, values = self._core.encode_sparse(self.rows("X", X, self.config.n_features))
+        return starts, latents, values
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
@@ -392,7 +416,7 @@ class Engine:
 
     def parameter_names(self) -> list[str]:
         """The names of the parameters."""
-        return [name for name in self.names() if name[0] in "Wb" and "." not in name]
+        return list(self.config.parameter_shapes)
 
     def state_names(self) -> list[str]:
         """The names of all that training continues from, beside `steps`: no gradients."""
