@@ -292,7 +292,8 @@ class SparseCodeConfig(OptimizerConfig):
             return
         n = self.n_latents
         for name in ("k", "k_start"):
-            if (value := getattr(self, name)) is None:
+            value = getattr(self, name)
+            if name == "k_start" and value is None:
                 continue
             if self.activation == "topk":
                 check_integer(name, value, 1, n)
