@@ -58,6 +58,13 @@ class Engine {
   // The loss of each row against its target: of x, or of what a code gives.
   void score(const RowSource& x, const RowSource& target, double* losses) const;
   void score_code(const RowSource& code, const RowSource& target, double* losses) const;
+  // The elements of the code that are not 0, row after row.
+  struct SparseRows {
+    std::vector<std::int64_t> starts;  // of rows, and the end
+    std::vector<std::int32_t> columns;
+    std::vector<std::byte> values;  // of dtype()
+  };
+  SparseRows encode_sparse(const RowSource& x) const;
   // Means and log-variances of a code that has a distribution.
   void encode_distribution(const RowSource& x, RowTarget moments) const;
 
@@ -75,10 +82,14 @@ class Engine {
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
   std::vector<std::string> names() const;
-  const Tensor& tensor(const std::string& name) const;
-  // In the tensor's own type, dense.
+  Tensor tensor(const std::string& name) const;
+  // In the tensor's own type, dense. Writing a parameter starts its average anew.
   void read(const std::string& name, void* to) const;
   void write(const std::string& name, const void* from);
+
+  // Whether parameters are the averages of what an averaging optimiser has learned; steps need them as they were.
+  bool averaged() const;
+  void set_averaged(bool averaged);
 
   std::int64_t steps() const;
   void set_steps(std::int64_t steps);
@@ -121,6 +132,10 @@ class Engine {
     double total_weight() const;
   };
 
+  void reserve_matrices();
+  // Those that have names: training parameters only while averages are in their place.
+  std::vector<const Arena*> arenas() const;
+  const Tensor& find(const std::string& name) const;
   // Scratch for so many rows, with targets of their own or without.
   void reserve(std::int64_t rows, bool targets);
   void reserve_for(const Rows& rows);
@@ -157,7 +172,8 @@ class Engine {
   double rho_hat_decay(std::int64_t step) const { return step > 1 ? rho_hat_decay_ : 0; }
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows);
-  std::unique_ptr<Inference> lease(std::int64_t rows) const;
+  // With inputs and results of at most so many columns.
+  std::unique_ptr<Inference> lease(std::int64_t rows, std::int64_t cols) const;
   Tensor input_block(const RowSource& rows, const Tensor& staging) const;
   template <class Body>
   void infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const;
@@ -171,6 +187,8 @@ class Engine {
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
   Arena parameters_, gradients_, state_;
+  Arena matrices_;  // gradients that not every step needs: without memory until one does
+  std::optional<Arena> training_parameters_;  // while their averages are in their place
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
   std::optional<SmallModel> small_;

@@ -27,10 +27,11 @@ from fastsae.arrays import (
     rows_for,
     target_for,
 )
-from fastsae.checks import check_integer, check_real
+from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
+from fastsae.sparse_code import SparseCodeConfig
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
@@ -40,7 +41,7 @@ class Engine:
 
     Parameters
     ----------
-    config : Config
+    config : Config or SparseCodeConfig
         The model and its optimiser.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the memory is and the arithmetic runs.
@@ -59,7 +60,7 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: Config | SparseCodeConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
@@ -68,7 +69,10 @@ class Engine:
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
             cuda_blas()
-        self._core = _core.Engine(config.core(), device, full_batch_rows)
+        core = config.core()
+        self._core = _core.Engine(core, device, full_batch_rows)
+        if "batch_threshold" in self.names():
+            self.set("batch_threshold", [core["threshold_start"]])
 
     @property
     def steps(self) -> int:
@@ -92,8 +96,23 @@ class Engine:
         self.config = dataclasses.replace(self.config, learning_rate=float(value))
 
     @property
+    def averaged(self) -> bool:
+        """Whether the parameters are what an averaging optimiser has learned, x, instead of where it goes on, y.
+
+        True puts the averages of ``optimizer="sign_sgd"`` in the place of the parameters, which until then are
+        ``training.W1, ...``, and no step can be taken; False brings them back, bit for bit. Both are one pass over the
+        parameters. Other optimisers keep no average and raise ValueError.
+        """
+        return self._core.averaged
+
+    @averaged.setter
+    def averaged(self, value: bool) -> None:
+        check_bool("averaged", value)
+        self._core.averaged = bool(value)
+
+    @property
     def total_steps(self) -> int | None:
-        """Number of the step with which ``lr_schedule="cosine"`` ends; None where it is not known."""
+        """Number of the step with which a cosine or linear `lr_schedule` ends; None where it is not known."""
         return self._core.total_steps or None
 
     @total_steps.setter
@@ -197,7 +216,7 @@ class Engine:
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
             size = min(size, int(batch_size))
-        if self.config.rho_hat == "full" and size < count:
+        if getattr(self.config, "rho_hat", None) == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
         self._core.run(rows, indices, size, *self._examples(rows, sample_weight, targets, numbers))
 
@@ -267,6 +286,26 @@ class Engine:
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+
+    def encode_sparse(self, X: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], Array]:
+        """The elements of each row's code that are not 0, for codes that mostly are.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+
+        Returns
+        -------
+        starts : ndarray of int64, shape (n_rows + 1,)
+            Where each row begins, and the end: ``indptr`` of :class:`scipy.sparse.csr_array`.
+        latents : ndarray of int32, shape (n_elements,)
+            Ascending in each row.
+        values : ndarray, shape (n_elements,)
+            Of the model's dtype.
+        """
+        starts, latents, values = self._core.encode_sparse(self.rows("X", X, self.config.n_features))
+        return starts, latents, values
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
@@ -370,14 +409,14 @@ class Engine:
         """Names for `get` and `set`.
 
         Parameters ``W1, b1, W2, ...`` (``W`` of shape (units, inputs); a tied decoder has none), gradients
-        ``gradient.W1, ...``, optimiser state ``first_moment.W1, second_moment.W1, ...``, and with
-        ``rho_hat='ema'`` the averages ``rho_hat1, ...``.
+        ``gradient.W1, ...``, optimiser state ``first_moment.W1, second_moment.W1, ...`` (z of ``sign_sgd``), and with
+        ``rho_hat='ema'`` the averages ``rho_hat1, ...``. While `averaged`, also ``training.W1, ...``.
         """
         return self._core.names()
 
     def parameter_names(self) -> list[str]:
         """The names of the parameters."""
-        return [name for name in self.names() if name[0] in "Wb" and "." not in name]
+        return list(self.config.parameter_shapes)
 
     def state_names(self) -> list[str]:
         """The names of all that training continues from, beside `steps`: no gradients."""
@@ -389,7 +428,7 @@ class Engine:
         return value if name.rpartition(".")[2].startswith("W") else value.reshape(-1)
 
     def set(self, name: str, value: ArrayLike) -> None:
-        """Overwrite a tensor.
+        """Overwrite a tensor. Where parameters are averaged, one that is set starts its average anew.
 
         Raises
         ------
@@ -441,6 +480,7 @@ class Engine:
             "config": self.config,
             "device": self.device,
             "full_batch_rows": self._full_batch_rows,
+            "averaged": self.averaged,
             "steps": self.steps,
             "total_steps": self.total_steps,
             "noise": (self.noise_seed, self.epoch),
@@ -453,7 +493,8 @@ class Engine:
         except DeviceError:  # a model of a GPU or a precision that is not here
             config = dataclasses.replace(state["config"], precision="full")
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
-        self.set_parameters(state["tensors"])
+        self.averaged = state["averaged"]
+        self.set_parameters(state["tensors"])  # in the order of `names`: a parameter before what belongs to it
         self.steps = state["steps"]
         if state["total_steps"] is not None:
             self.total_steps = state["total_steps"]

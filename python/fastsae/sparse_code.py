@@ -208,6 +208,11 @@ class SparseCodeConfig(OptimizerConfig):
             shapes["W_skip"] = (o, d)
         return shapes
 
+    def check_decodable(self) -> None:
+        """Raise ValueError if a code alone does not tell the output."""
+        if self.skip:
+            raise ValueError("skip: a code alone does not tell the output of a skip connection, which needs X")
+
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from: every option, and in place of None what it stands for."""
         prefixes = self.prefixes or (self.n_latents,)
