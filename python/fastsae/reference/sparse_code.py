@@ -103,20 +103,16 @@ class SparseCode:
         return a * self._scale()
 
     def decode(self, C: ArrayLike) -> Array:
-        """The output [N, o] from a code `C` [N, n]: ``b_dec + (c / s) W_dec``."""
-        self.config.check_decodable()
-        return self._decode(np.asarray(C, self.dtype))
-
-    def _decode(self, code: Array) -> Array:
+        """The output [N, o] from a code `C` [N, n]: ``b_dec + (c / s) W_dec``, without what a skip adds."""
         s = self._scale()
-        a = code / np.where(s > 0, s, 1.0).astype(self.dtype)
+        a = np.asarray(C, self.dtype) / np.where(s > 0, s, 1.0).astype(self.dtype)
         outputs: Array = a @ self.parameters["W_dec"] + self.parameters["b_dec"]
         return outputs
 
     def reconstruct(self, X: ArrayLike) -> Array:
         """The output [N, o] of `X` [N, d]."""
         X = np.asarray(X, self.dtype)
-        return self._decode(self.encode(X)) + self._skipped(X)
+        return self.decode(self.encode(X)) + self._skipped(X)
 
     def row_losses(self, X: ArrayLike, targets: ArrayLike | None = None) -> Array:
         """``|y^ - y|^2 / D`` of each row: [N]. ``fvu``, whose divisor is that of a batch, takes D = 1 here."""
