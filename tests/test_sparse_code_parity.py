@@ -299,7 +299,7 @@ def test_gradient(case: str, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("case", ALL)
 def test_training(case: str, dtype: str, device: str) -> None:
     """50 steps over batches of two sizes; latents die and come back."""
-    check_training(make(**ALL[case], learning_rate=0.01, dtype=dtype), device)
+    check_training(make(**ALL[case], learning_rate=0.003, dtype=dtype), device)
 
 
 @pytest.mark.isa
@@ -395,7 +395,8 @@ def test_dead_latents(model: str, dead: float, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("norm", ["unit", "rescale", "free"])
 @pytest.mark.parametrize("model", MODELS)
 def test_zero_rows_of_the_decoder(model: str, norm: str, dtype: str, device: str) -> None:
-    config = make(**{**MODELS[model], "decoder_norm": norm}, dtype=dtype)
+    # Not Adam, which would make signs of rounding errors.
+    config = make(**{**MODELS[model], "decoder_norm": norm}, optimizer="sgd", dtype=dtype)
     values = start(config)
     values["W_dec"][3:6] = 0.0
     bias = "b_gate" if "b_gate" in values else "b_enc"
