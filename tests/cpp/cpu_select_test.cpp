@@ -70,9 +70,13 @@ void selects_rows(Backend& backend, Problem<S>& p, std::int64_t k, bool by_colum
   const auto size = static_cast<std::size_t>(p.rows * k);
   std::vector<S> values(size);
   std::vector<std::int32_t> indices(size);
-  backend.encode_select({p.tensor(p.x, p.rows, p.width), p.tensor(p.weight, p.latents, p.width),
-                         p.row_of(p.biased, p.bias), p.tensor(values, p.rows, k),
-                         {indices.data(), p.rows, k, k, DType::i32}, p.row_of(p.scaled, p.scale), by_column});
+  backend.encode_select({p.tensor(p.x, p.rows, p.width),
+                         p.tensor(p.weight, p.latents, p.width),
+                         p.row_of(p.biased, p.bias),
+                         p.tensor(values, p.rows, k),
+                         {indices.data(), p.rows, k, k, DType::i32},
+                         p.row_of(p.scaled, p.scale),
+                         by_column});
   std::vector<std::int64_t> order(static_cast<std::size_t>(p.latents));
   bool right = true;
   for (std::int64_t row = 0; row < p.rows; ++row) {
@@ -88,16 +92,22 @@ void selects_rows(Backend& backend, Problem<S>& p, std::int64_t k, bool by_colum
 }
 
 template <class S>
-void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double hint, const std::string& name) {
+void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double hint,
+                   const std::string& name) {
   std::vector<S> values(static_cast<std::size_t>(count), S(-7));
   std::vector<std::int32_t> columns(static_cast<std::size_t>(count), -7),
       starts(static_cast<std::size_t>(p.rows + 1), -7);
   double smallest = -7;
-  backend.encode_select_batch({p.tensor(p.x, p.rows, p.width), p.tensor(p.weight, p.latents, p.width),
-                               p.row_of(p.biased, p.bias), p.row_of(p.scaled, p.scale), count,
+  backend.encode_select_batch({p.tensor(p.x, p.rows, p.width),
+                               p.tensor(p.weight, p.latents, p.width),
+                               p.row_of(p.biased, p.bias),
+                               p.row_of(p.scaled, p.scale),
+                               count,
                                {starts.data(), 1, p.rows + 1, p.rows + 1, DType::i32},
                                {columns.data(), 1, count, count, DType::i32},
-                               {values.data(), 1, count, count, dtype_of<S>}, &smallest, hint});
+                               {values.data(), 1, count, count, dtype_of<S>},
+                               &smallest,
+                               hint});
   std::vector<std::int64_t> wanted;
   for (std::int64_t i = 0; i < p.rows * p.latents; ++i) {
     if (!(p.z[i] <= 0)) wanted.push_back(i);
@@ -125,7 +135,7 @@ void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double h
 template <class S>
 void every_shape(Backend& backend, int threads) {
   // Rows, width, latents: borders of tiles, of slabs and of the rows that are taken at once.
-  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 3, 2000},  {2, 5, 33},   {3, 4, 513},
+  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 3, 2000},  {2, 5, 33},    {3, 4, 513},
                                     {7, 9, 1025}, {40, 6, 1613}, {257, 3, 700}, {1000, 2, 300},
                                     {5, 400, 90}, {4099, 2, 60}};
   std::uint32_t seed = 1;
@@ -139,7 +149,8 @@ void every_shape(Backend& backend, int threads) {
         selects_rows(backend, p, k, kind % 2 == 0, name + text(" k ", k));
         selects_rows(backend, p, k, kind % 2 == 1, name + text(" k ", k));
       }
-      for (const std::int64_t count : {std::int64_t{0}, std::int64_t{1}, rows, 3 * rows + 1, rows * latents}) {
+      for (const std::int64_t count :
+           {std::int64_t{0}, std::int64_t{1}, rows, 3 * rows + 1, rows * latents}) {
         for (const double hint : {0.0, 5.0, 1e-30, 1e300}) selects_batch(backend, p, count, hint, name);
       }
     }
