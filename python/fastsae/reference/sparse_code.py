@@ -67,10 +67,10 @@ class SparseCode:
         self.parameters: dict[str, Array] = {
             name: np.zeros(shape, self.dtype) for name, shape in config.parameter_shapes.items()
         }
-        moments: tuple[dict[str, Array], ...] = ({}, {})
-        for moment in moments[: OPTIMIZERS[config.optimizer].n_moments]:
-            moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
-        self.first_moment, self.second_moment = moments
+        self.first_moment: dict[str, Array] = {}
+        self.second_moment: dict[str, Array] = {}
+        for name in self.parameters:
+            self._start_moments(name)
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
@@ -87,6 +87,13 @@ class SparseCode:
             if array.shape != self.parameters[name].shape:
                 raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
             self.parameters[name] = array
+            if OPTIMIZERS[self.config.optimizer].averages:  # which begin where the parameter is
+                self._start_moments(name)
+
+    def averages(self) -> dict[str, Array]:
+        """What has been learned, by parameter: the parameters themselves unless the optimiser averages them."""
+        optimizer, momentum = OPTIMIZERS[self.config.optimizer], float(self.config.momentum)
+        return {name: optimizer.average(p, self._moments(name), momentum) for name, p in self.parameters.items()}
 
     # Inference
 
@@ -177,15 +184,22 @@ class SparseCode:
 
     def _update(self, gradients: Mapping[str, Array]) -> None:
         optimizer = OPTIMIZERS[self.config.optimizer]
-        states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
         scalars = StepScalars.at(self.config, self.steps, 0.0, self.total_steps)
         clip = clip_factor(self.config, gradients)
         for name, gradient in gradients.items():
-            moments = tuple(state[name] for state in states)
-            p, moments = optimizer.update(self.parameters[name], clip * gradient, moments, scalars)
+            p, moments = optimizer.update(self.parameters[name], clip * gradient, self._moments(name), scalars)
             self.parameters[name] = p
-            for state, moment in zip(states, moments, strict=True):
-                state[name] = moment
+            self._keep_moments(name, moments)
+
+    def _moments(self, name: str) -> tuple[Array, ...]:
+        return tuple(state[name] for state in (self.first_moment, self.second_moment) if name in state)
+
+    def _keep_moments(self, name: str, moments: tuple[Array, ...]) -> None:
+        for state, moment in zip((self.first_moment, self.second_moment), moments, strict=False):
+            state[name] = moment
+
+    def _start_moments(self, name: str) -> None:
+        self._keep_moments(name, OPTIMIZERS[self.config.optimizer].first_moments(self.parameters[name]))
 
     def _track(self, batch: Batch, parts: Mapping[str, float], weight: float) -> None:
         """Who fired, what the monitor adds up, and the smallest code that was kept."""
