@@ -30,6 +30,9 @@ TRAINED: dict[str, dict[str, Any]] = {
     "nesterov": {"optimizer": "nesterov", "lr_schedule": "step", "lr_step_size": 7, "lr_gamma": 0.7},
     "clipped adam": {"beta1": 0.8, "beta2": 0.99, "epsilon": 1e-5, "max_grad_norm": 0.1, "activation": "batch_topk"},
     "cosine": {"lr_schedule": "cosine", "lr_warm_up": 5, "lr_total_steps": 40, "lr_final": 0.1, **WIDE},
+    "linear": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 21, "activation": "relu"},
+    "signs": {"optimizer": "sign_sgd", "momentum": 0.95, "lr_warm_up": 9},
+    "signs of jumps": {"optimizer": "sign_sgd", "activation": "jump_relu", "decoder_norm": "free"},
     "clipped gates": {"activation": "gated", "max_grad_norm": 0.2, "optimizer": "momentum", "sparsity": "l1"},
     "clipped skip": {"transcoder": True, "skip": True, "max_grad_norm": 0.2, "optimizer": "sgd"},
 }
