@@ -19,6 +19,7 @@ from fastsae.arrays import (
     as_numbers,
     as_order,
     as_rows,
+    as_sparse_rows,
     as_weights,
     cast,
     device_rows,
@@ -31,6 +32,7 @@ from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
+from fastsae.sparse_code import SparseCodeConfig
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
@@ -40,7 +42,7 @@ class Engine:
 
     Parameters
     ----------
-    config : Config
+    config : Config or SparseCodeConfig
         The model and its optimiser.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the memory is and the arithmetic runs.
@@ -59,7 +61,7 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: Config | SparseCodeConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
@@ -68,7 +70,10 @@ class Engine:
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
             cuda_blas()
-        self._core = _core.Engine(config.core(), device, full_batch_rows)
+        core = config.core()
+        self._core = _core.Engine(core, device, full_batch_rows)
+        if "batch_threshold" in self.names():
+            self.set("batch_threshold", [core["threshold_start"]])
 
     @property
     def steps(self) -> int:
@@ -212,7 +217,7 @@ class Engine:
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
             size = min(size, int(batch_size))
-        if self.config.rho_hat == "full" and size < count:
+        if getattr(self.config, "rho_hat", None) == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
         self._core.run(rows, indices, size, *self._examples(rows, sample_weight, targets, numbers))
 
@@ -282,6 +287,57 @@ class Engine:
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+
+    def encode_sparse(self, X: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], Array]:
+        """The elements of each row's code that are not 0, for codes that mostly are.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+
+        Returns
+        -------
+        starts : ndarray of int64, shape (n_rows + 1,)
+            Where each row begins, and the end: ``indptr`` of :class:`scipy.sparse.csr_array`.
+        latents : ndarray of int32, shape (n_elements,)
+            Ascending in each row.
+        values : ndarray, shape (n_elements,)
+            Of the model's dtype.
+        """
+        starts, latents, values = self._core.encode_sparse(self.rows("X", X, self.config.n_features))
+        return starts, latents, values
+
+    def decode_sparse(self, starts: ArrayLike, latents: ArrayLike, values: ArrayLike) -> Array:
+        """The reconstruction of each row of a code that is given by its elements.
+
+        Parameters
+        ----------
+        starts, latents, values
+            As :meth:`encode_sparse` gives them: ``indptr``, ``indices`` and ``data`` of a CSR array.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, n_outputs)
+            Of the model's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit each other or the model.
+        """
+        self.config.check_decodable()
+        indptr, indices, data = as_sparse_rows(starts, latents, values, self.code_width, self.config.dtype)
+        out = np.empty((len(indptr) - 1, self.config.output_width), self.config.dtype)
+        at_once = max(1, _ELEMENTS_AT_ONCE // self.code_width)
+        for first in range(0, len(out), at_once):
+            last = min(first + at_once, len(out))
+            begin, end = indptr[first], indptr[last]
+            dense = np.zeros((last - first, self.code_width), self.config.dtype)
+            rows = np.repeat(np.arange(last - first), np.diff(indptr[first : last + 1]))
+            dense[rows, indices[begin:end]] = data[begin:end]
+            self.decode(dense, out[first:last])
+        return out
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
@@ -392,7 +448,7 @@ class Engine:
 
     def parameter_names(self) -> list[str]:
         """The names of the parameters."""
-        return [name for name in self.names() if name[0] in "Wb" and "." not in name]
+        return list(self.config.parameter_shapes)
 
     def state_names(self) -> list[str]:
         """The names of all that training continues from, beside `steps`: no gradients."""
@@ -498,7 +554,11 @@ class Engine:
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
 
     def _targets(self, value: Any) -> Rows | None:
-        return None if value is None else self.rows("targets", value, self.config.output_width)
+        if value is None:
+            return None
+        if isinstance(self.config, SparseCodeConfig) and not self.config.transcoder:
+            raise ValueError("targets: expected None, since the target of this code is X; they need transcoder=True")
+        return self.rows("targets", value, self.config.output_width)
 
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
         return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)
