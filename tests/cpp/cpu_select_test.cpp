@@ -70,9 +70,13 @@ void selects_rows(Backend& backend, Problem<S>& p, std::int64_t k, bool by_colum
   const auto size = static_cast<std::size_t>(p.rows * k);
   std::vector<S> values(size);
   std::vector<std::int32_t> indices(size);
-  backend.encode_select({p.tensor(p.x, p.rows, p.width), p.tensor(p.weight, p.latents, p.width),
-                         p.row_of(p.biased, p.bias), p.tensor(values, p.rows, k),
-                         {indices.data(), p.rows, k, k, DType::i32}, p.row_of(p.scaled, p.scale), by_column});
+  backend.encode_select({p.tensor(p.x, p.rows, p.width),
+                         p.tensor(p.weight, p.latents, p.width),
+                         p.row_of(p.biased, p.bias),
+                         p.tensor(values, p.rows, k),
+                         {indices.data(), p.rows, k, k, DType::i32},
+                         p.row_of(p.scaled, p.scale),
+                         by_column});
   bool right = true;
   for (std::int64_t row = 0; row < p.rows; ++row) {
     const auto first = p.of_rows.begin() + row * p.latents;
@@ -86,16 +90,22 @@ void selects_rows(Backend& backend, Problem<S>& p, std::int64_t k, bool by_colum
 }
 
 template <class S>
-void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double hint, const std::string& name) {
+void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double hint,
+                   const std::string& name) {
   std::vector<S> values(static_cast<std::size_t>(count), S(-7));
   std::vector<std::int32_t> columns(static_cast<std::size_t>(count), -7),
       starts(static_cast<std::size_t>(p.rows + 1), -7);
   double smallest = -7;
-  backend.encode_select_batch({p.tensor(p.x, p.rows, p.width), p.tensor(p.weight, p.latents, p.width),
-                               p.row_of(p.biased, p.bias), p.row_of(p.scaled, p.scale), count,
+  backend.encode_select_batch({p.tensor(p.x, p.rows, p.width),
+                               p.tensor(p.weight, p.latents, p.width),
+                               p.row_of(p.biased, p.bias),
+                               p.row_of(p.scaled, p.scale),
+                               count,
                                {starts.data(), 1, p.rows + 1, p.rows + 1, DType::i32},
                                {columns.data(), 1, count, count, DType::i32},
-                               {values.data(), 1, count, count, dtype_of<S>}, &smallest, hint});
+                               {values.data(), 1, count, count, dtype_of<S>},
+                               &smallest,
+                               hint});
   std::vector<std::int64_t> wanted(p.all.begin(), p.all.begin() + count);
   while (!wanted.empty() && p.z[wanted.back()] <= 0) wanted.pop_back();
   const double least = wanted.empty() ? 0 : static_cast<double>(p.z[wanted.back()]);
@@ -119,8 +129,9 @@ void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double h
 template <class S>
 void every_shape(Backend& backend) {
   // Rows, width, latents: borders of tiles, of slabs and of the rows that are taken at once.
-  const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 3, 20000}, {2, 5, 33},   {3, 4, 513},   {7, 9, 1025},
-                                    {40, 6, 1613}, {257, 3, 700}, {5, 400, 90}, {4099, 2, 60}, {9, 200, 3000}};
+  const std::int64_t shapes[][3] = {{1, 1, 1},     {1, 3, 20000}, {2, 5, 33},    {3, 4, 513},
+                                    {7, 9, 1025},  {40, 6, 1613}, {257, 3, 700}, {5, 400, 90},
+                                    {4099, 2, 60}, {9, 200, 3000}};
   std::uint32_t seed = 1;
   for (const auto& [rows, width, latents] : shapes) {
     for (int kind = 0; kind < 4; ++kind) {

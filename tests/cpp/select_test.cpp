@@ -108,12 +108,12 @@ struct Shape {
 // Scores are handed over where the backend would make them; the rest of the tile's memory is full of the greatest
 // score there is.
 template <class S>
-void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of, Random& random,
-                             bool scaled, bool by_column) {
+void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of, Random& random, bool scaled,
+                             bool by_column) {
   const auto [rows, n, k] = shape;
-  const std::string name = text(of.name, sizeof(S) == 4 ? " f32" : " f64", " rows ", rows, " n ", n, " k ", k,
-                                " tile ", tile.rows, " x ", tile.cols, scaled ? " scaled" : "",
-                                by_column ? " by column" : "");
+  const std::string name =
+      text(of.name, sizeof(S) == 4 ? " f32" : " f64", " rows ", rows, " n ", n, " k ", k, " tile ", tile.rows,
+           " x ", tile.cols, scaled ? " scaled" : "", by_column ? " by column" : "");
   std::vector<std::vector<S>> all(static_cast<std::size_t>(rows),
                                   std::vector<S>(static_cast<std::size_t>(n)));
   for (auto& row : all) {
