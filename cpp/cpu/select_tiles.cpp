@@ -23,7 +23,7 @@ constexpr std::int64_t kFewRows = 3;     // so few are multiplied one by one: pa
 template <class S>
 class PanelScores {
  public:
-  static constexpr std::int64_t row_unit = 8, tile_rows = 256;
+  static constexpr std::int64_t row_unit = 8, tile_rows = 128;
 
   PanelScores(const Tensor& x, const Tensor& weight)
       : product_({false, true, x.rows, weight.rows, x.cols, x.as<S>(), x.stride, weight.as<S>(),
