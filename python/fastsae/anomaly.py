@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
-from fastsae.base import Array, Autoencoder, _tensor_as_array
+from fastsae.base import Array, Autoencoder, tensor_as_array
 from fastsae.checks import check_bool, check_real
 from fastsae.estimators import SparseAutoencoder
 from fastsae.scaling import Scaler
@@ -205,7 +205,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return made
 
     def _validate(self, X: Any, reset: bool) -> Array:
-        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric")
+        X = validate_data(self, tensor_as_array("X", X), reset=reset, dtype="numeric")
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
         checked: Array = X

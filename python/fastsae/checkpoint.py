@@ -23,7 +23,7 @@ from fastsae.checks import check_choice, check_integer
 from fastsae.config import SCALES, Config
 from fastsae.engine import Engine
 from fastsae.scaling import Scaler
-from fastsae.trainer import TrainerState
+from fastsae.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from fastsae.anomaly import AnomalyDetector

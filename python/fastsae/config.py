@@ -406,6 +406,12 @@ class TrainingConfig:
         First weights, drawn by NumPy; biases start at 0. See :mod:`fastsae.initializers`.
     scale : {"zscore", "minmax"} or None
         What is done to each column of X before the model sees it; see :mod:`fastsae.scaling`.
+    max_steps : int or None
+        Optimiser steps after which training ends, in the place of `max_epochs`.
+    log_every : int or None
+        Steps between two entries of the step history; None has none.
+    resample_every : int or None
+        Steps after which dead latents are given another start; see :mod:`fastsae.resampling`. None never does it.
     """
 
     solver: str = "adam"
@@ -418,6 +424,9 @@ class TrainingConfig:
     tol: float = 1e-4
     init: str = "cs294a"
     scale: str | None = None
+    max_steps: int | None = None
+    log_every: int | None = None
+    resample_every: int | None = None
 
     def validate(self) -> None:
         """Raise ValueError, naming the option, if one is out of range."""
@@ -433,3 +442,6 @@ class TrainingConfig:
         check_choice("init", self.init, INITIALIZERS)
         if self.scale is not None:
             check_choice("scale", self.scale, SCALES)
+        for name in ("max_steps", "log_every", "resample_every"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)

@@ -23,7 +23,8 @@ from fastsae.config import (
     TrainingConfig,
 )
 from fastsae.engine import Engine
-from fastsae.trainer import Callback, TrainerState
+from fastsae.trainer import Callback
+from fastsae.trainer_state import TrainerState
 
 
 class ConvAutoencoder(Autoencoder):

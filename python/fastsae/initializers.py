@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastsae.checks import check_choice
 from fastsae.config import INITIALIZERS, Config
+from fastsae.median import geometric_median
 
 if TYPE_CHECKING:
     from fastsae.sparse_code import SparseCodeConfig
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 CENTERS = ("zeros", "mean", "geometric_median")
 #: Rows that the center of a sparse code's input is taken from, at most.
 MOST_ROWS = 8192
-
-_MOST_ITERATIONS = 1000
-_TOLERANCE = 1e-9  # of the median's last move, relative to the mean distance from it
 
 
 def initialize(config: Config, init: str, random: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -100,51 +98,10 @@ def initialize_code(
 def center_of(kind: str, X: NDArray[Any], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The center of rows, shape (n_features,): zeros, their mean, or their geometric median."""
     check_choice("bias_init", kind, CENTERS)
-    if kind == "zeros":
-        return np.zeros(X.shape[1])
-    rows = np.asarray(X, np.float64)
-    if kind == "mean":
-        mean: NDArray[np.float64] = np.average(rows, axis=0, weights=weights)
-        return mean
-    return geometric_median(rows, weights)
-
-
-def geometric_median(X: NDArray[Any], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The point with the least ``sum_i w_i |x_i - m|``: a center that few far rows do not move.
-
-    By Weiszfeld's iteration in the form of Vardi and Zhang (2000), which also converges where the iterate meets a row.
-
-    Parameters
-    ----------
-    X : array, shape (n_rows, n_features)
-    weights : array, shape (n_rows,), optional
-        w >= 0, not all 0.
-
-    Returns
-    -------
-    array of float64, shape (n_features,)
-    """
-    rows = np.asarray(X, np.float64)
-    w = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-    mean = np.average(rows, axis=0, weights=w)
-    rows = rows - mean  # distances from products lose no digits around 0
-    squares = np.einsum("ij,ij->i", rows, rows)
-    nothing = 1e-14 * float(squares.max())  # the square of a distance that is rounding
-    median = np.zeros(rows.shape[1])
-    for _ in range(_MOST_ITERATIONS):
-        distances = np.sqrt(np.maximum(squares - 2 * (rows @ median) + median @ median, 0))
-        here = distances**2 <= nothing
-        pull = np.divide(w, distances, out=np.zeros_like(w), where=~here)
-        if not pull.any():
-            break
-        target = (pull @ rows) / pull.sum()
-        force = float(np.linalg.norm(target - median)) * pull.sum()
-        stay = 1.0 if force == 0 else min(1.0, float(w[here].sum()) / force)
-        move = (1 - stay) * (target - median)
-        median = median + move
-        if np.linalg.norm(move) <= _TOLERANCE * np.average(distances, weights=w):
-            break
-    return median + mean
+    if kind == "geometric_median":
+        return geometric_median(X, weights)
+    mean: NDArray[np.float64] = np.average(np.asarray(X, np.float64), axis=0, weights=weights)
+    return mean if kind == "mean" else np.zeros(X.shape[1])
 
 
 def _directions(shape: tuple[int, ...], dtype: str, random: np.random.Generator) -> NDArray[Any]:

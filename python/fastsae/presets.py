@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 
 from fastsae.checks import check_choice
 
-#: Of a dictionary, what `preset` tables are sorted by.
-ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "jump_relu", "gated", "l1")
 
 
 class PerRootLatents(NamedTuple):
@@ -47,6 +45,27 @@ class PerPrefix(NamedTuple):
 
 #: The default of every `learning_rate`.
 LEARNING_RATE = PerRootLatents(2e-4)
+
+_FREE = {"decoder_norm": "free", "decoder_init_norm": 0.1}
+_TRANSCODER = {"pre_bias": False, "bias_init": "mean"}
+#: What each architecture takes where there is no preset, if it is not the option's own default. Those of "l1" are
+#: Anthropic's of April 2024 ("Update on how we train SAEs"), which are for rows of the length sqrt(n_features); the
+#: decoder of a TopK transcoder begins at 0 as sparsify's.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "topk": {},
+    "batch_topk": {},
+    "matryoshka": {},
+    "jump_relu": {"sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0},
+    "gated": {"sparsity_weight": 5.0},
+    "l1": {**_FREE, "sparsity_weight": 5.0},
+    "transcoder topk": {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0},
+    "transcoder batch_topk": {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0},
+    "transcoder jump_relu": {
+        **_TRANSCODER, **_FREE, "sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0
+    },
+    "transcoder gated": {**_TRANSCODER, **_FREE, "sparsity_weight": 5.0},
+    "transcoder relu": {**_TRANSCODER, **_FREE, "sparsity_weight": 5.0},
+}
 
 # sae_lens/config.py (lr, adam_beta1, adam_beta2, train_batch_size_tokens, dead_feature_window), training/sae_trainer.py
 # (max_grad_norm is 1.0 there, with no option), saes/sae.py (apply_b_dec_to_input, decoder_init_norm; the encoder is the
@@ -255,8 +274,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def preset_options(preset: str, architecture: str, transcoder: bool = False) -> dict[str, Any]:
-    """What a library's training of that architecture is, under our names.
+def preset_options(preset: str, architecture: str) -> dict[str, Any]:
+    """What a library's training of that architecture, a key of `DEFAULTS`, is under our names.
 
     Raises
     ------
@@ -265,7 +284,6 @@ def preset_options(preset: str, architecture: str, transcoder: bool = False) -> 
     """
     check_choice("preset", preset, tuple(PRESETS))
     tables = PRESETS[preset]
-    name = f"transcoder {architecture}" if transcoder else architecture
-    if name not in tables:
-        raise ValueError(f"preset: {preset!r} trains {', '.join(tables)}, got {name}")
-    return dict(tables[name])
+    if architecture not in tables:
+        raise ValueError(f"preset: {preset!r} is for {', '.join(tables)}, got {architecture}")
+    return tables[architecture]
