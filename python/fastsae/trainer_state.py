@@ -51,8 +51,8 @@ class TrainerState:
         What was measured every `log_every` steps.
     logged, resampled : int
         Steps that had been taken at the last such entry, and when dead latents were last resampled.
-    fired : ndarray of float64, shape (n_latents,), or None
-        Rows in which each latent of a sparse code fired since `frequency` was made.
+    fired : ndarray of float64, shape (n_latents + 1,), or None
+        Rows in which each latent of a sparse code fired since `frequency` was made, and all those rows.
     frequency : ndarray of float64, shape (n_latents,), or None
         Share of rows in which each did, over the `log_every` steps or the epoch before that.
     """
