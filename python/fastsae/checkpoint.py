@@ -20,7 +20,7 @@ from sklearn.base import clone
 
 from fastsae._core import DeviceError
 from fastsae.checks import check_choice, check_integer
-from fastsae.config import SCALES, Config
+from fastsae.config import Config
 from fastsae.engine import Engine
 from fastsae.scaling import Scaler
 from fastsae.trainer_state import TrainerState
@@ -311,7 +311,7 @@ def _restore(header: _Header, file: Any) -> Network:
         setattr(state, tensor.removeprefix(_TRAINER), _stored(file, tensor, of_trainer[tensor]))
     estimator._adopt(engine, state)
     if kind_of_scale:
-        check_choice("scale", kind_of_scale, SCALES)
+        check_choice("scale", kind_of_scale, kind._scales)
         center, scale = (_stored(file, name, like) for name, like in scaling.items())
         if (scale <= 0).any():
             raise ValueError(f"tensor {_SCALER}scale: expected positive numbers")

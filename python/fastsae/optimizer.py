@@ -25,9 +25,9 @@ class OptimizerConfig:
     Attributes
     ----------
     optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd"}
-        The first five in PyTorch's form. ``sign_sgd`` takes ``sign(g)`` for the gradient g (Bernstein et al., "signSGD",
-        2018) and averages without a schedule (Defazio et al., "The Road Less Scheduled", 2024; sparsify's "signum"):
-        ``z <- z - lr sign(g)``, ``x <- (1 - c) x + c z``, and the next gradient is that at
+        The first five in PyTorch's form. ``sign_sgd`` steps along the signs of the gradient g (Bernstein et al.,
+        "signSGD", 2018) and averages without a schedule (Defazio et al., "The Road Less Scheduled", 2024), as
+        sparsify's "signum" does: ``z <- z - lr sign(g)``, ``x <- (1 - c) x + c z``, and the next gradient is that at
         ``y = momentum x + (1 - momentum) z``. Step t has the share ``c = s_t^2 / (s_1^2 + ... + s_t^2)`` with
         ``s_t = min(1, t / lr_warm_up)``. A trained estimator is x, and its training goes on from y and z; of an
         :class:`fastsae.Engine` `averaged` says which of the two its parameters are.

@@ -8,6 +8,7 @@ from fastsae.reference.losses import LOSSES, Loss, factor
 from fastsae.reference.optimizers import OPTIMIZERS, Optimizer, StepScalars
 from fastsae.reference.penalties import CLAMP, PENALTIES, ElementPenalty, KlPenalty, clamp
 from fastsae.reference.selection import encode_topk, select
+from fastsae.reference.sparse_code import SparseCode
 
 __all__ = [
     "ACTIVATIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "Layered",
     "Loss",
     "Optimizer",
+    "SparseCode",
     "StepScalars",
     "clamp",
     "encode_topk",
