@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         UpsampleConfig,
     )
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
-    from fastsae.saes import BatchTopKSAE, GatedSAE, JumpReLUSAE, L1SAE, MatryoshkaSAE, TopKSAE
+    from fastsae.saes import L1SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
     from fastsae.sparse_code import SparseCodeConfig
     from fastsae.stacked import StackedClassifier
     from fastsae.sweeps import sweep
@@ -87,6 +87,7 @@ _HOMES = {
 _MODULES = ("formats", "metrics", "plots", "reference")
 
 __all__ = [
+    "L1SAE",
     "AnomalyDetector",
     "BatchTopKSAE",
     "Config",
@@ -102,7 +103,6 @@ __all__ = [
     "GatedSAE",
     "GaussianConfig",
     "JumpReLUSAE",
-    "L1SAE",
     "LayerConfig",
     "MatryoshkaSAE",
     "PoolConfig",

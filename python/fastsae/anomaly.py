@@ -196,7 +196,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         made = default_autoencoder(n_features) if self.autoencoder is None else clone(self.autoencoder)
         if self.random_state is not None:
             made.set_params(random_state=self.random_state)
-        output = getattr(made._config(n_features).layers[-1], "activation", "identity")
+        layers = getattr(made._config(n_features), "layers", ())
+        output = getattr(layers[-1], "activation", "identity") if layers else "identity"
         if self.scale and output != "identity" and made.scale != "minmax":
             raise ValueError(
                 f"autoencoder: scale=True gives numbers of any sign and size, which an output layer of {output!r} "

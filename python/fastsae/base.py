@@ -56,6 +56,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     verbose: bool
     scale: str | None
     _scales: tuple[str, ...] = COLUMN_SCALES  # that `scale` may name
+    _inverts = True  # whether what comes out of the model is in the units of scaled rows
     _scaler: Scaler | None = None  # of the rows that training began with
 
     def _take(self, options: dict[str, Any]) -> None:
@@ -150,8 +151,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
         options["solver"] = options.pop("optimizer")
         for i, layer in enumerate(config.layers):
-            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}  # type: ignore[call-overload]
+            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}
         return options
+
+    def _kind_of_scale(self) -> str | None:
+        return self.scale
 
     def _training_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _TRAINING_OPTIONS if hasattr(self, name)}
@@ -159,8 +163,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     def _training_config(self) -> TrainingConfig:
         training = TrainingConfig(**self._training_options())
         training.validate()
-        if self.scale is not None:
-            check_choice("scale", self.scale, self._scales)
+        if (kind := self._kind_of_scale()) is not None:
+            check_choice("scale", kind, self._scales)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
@@ -277,7 +281,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if self.solver == "lbfgs":  # which has no use for an optimiser
             config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
         now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
-        now["scale"], fitted["scale"] = self.scale, None if self._scaler is None else self._scaler.kind
+        now["scale"], fitted["scale"] = self._kind_of_scale(), None if self._scaler is None else self._scaler.kind
         changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
         if changed:
             name = changed[0]
@@ -360,11 +364,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         return ArrayStore(X, engine, self._scaler), weights
 
     def _new_scaler(self, X: Any, weights: Any) -> Scaler | None:
-        if self.scale is None:
+        if (kind := self._kind_of_scale()) is None:
             return None
         for name, value in (("X", X), ("sample_weight", weights)):
-            _refuse_device(name, value, self.scale)
-        return Scaler.fit(self.scale, X, weights)
+            _refuse_device(name, value, kind)
+        return Scaler.fit(kind, X, weights)
 
     def _blocks_of(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """The rows as the model sees them, and where they are: all at once unless they are scaled."""
@@ -379,7 +383,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self, compute: Callable[[Rows, Any], Any], rows: Rows, out: Any, n_cols: int, *, scaled: bool, invert: bool
     ) -> Any:
         """`compute(rows, out)` of an engine, with rows that are `scaled` first and a result to `invert`."""
-        scaler = self._scaler
+        scaler, invert = self._scaler, invert and self._inverts
         if scaler is None or not (scaled or invert):
             return compute(rows, out)
         _refuse_device("H", rows, scaler.kind)

@@ -72,7 +72,7 @@ def _from_pairs(pairs: tuple[Any, ...], n_latents: int) -> csr_matrix:
         raise ValueError(f"H: expected values and indices of one shape, got {values.shape} and {indices.shape}")
     if values.dtype.kind not in "fiub" or indices.dtype.kind not in "iu":
         raise ValueError(f"H: expected real values and integer indices, got {values.dtype} and {indices.dtype}")
-    if indices.size and not (0 <= indices.min() and indices.max() < n_latents):
+    if indices.size and not (indices.min() >= 0 and indices.max() < n_latents):
         raise ValueError(f"H: expected indices from 0 to {n_latents - 1}, got {indices.min()} to {indices.max()}")
     kept = values != 0
     starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])

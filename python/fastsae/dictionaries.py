@@ -40,6 +40,7 @@ _PLAIN = {
     "decoder_init_norm": 1.0,
     "encoder_init_norm": None,
     "learning_rate": LEARNING_RATE,
+    "scale": TrainingConfig.scale,
 }
 
 
@@ -94,8 +95,9 @@ lr_gamma, max_grad_norm
     shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, dtype, precision, device, random_state
         As for :class:`fastsae.SparseAutoencoder`.
     scale : {"zscore", "minmax", "mean_norm", "mean_square_norm", "row_norm", "layer_norm"} or None
-        What is done to rows before the model sees them; see :mod:`fastsae.scaling`. `inverse_transform` needs a
-        scale that codes alone are enough to undo: not ``row_norm`` or ``layer_norm``.
+        What is done to rows before the model sees them; see :mod:`fastsae.scaling`. "auto" is ``mean_norm`` where
+        penalties and thresholds have units, as of JumpReLU, Gated and L1, else None. `inverse_transform` needs a scale
+        that codes alone are enough to undo: not ``row_norm`` or ``layer_norm``.
     checkpoint : path, optional
         File that `fit` writes every `checkpoint_every` epochs, every `checkpoint_steps` steps, and at its end, also
         when it is interrupted.
@@ -167,7 +169,7 @@ lr_gamma, max_grad_norm
     early_stopping: bool = TrainingConfig.early_stopping
     n_iter_no_change: int = TrainingConfig.n_iter_no_change
     tol: float = TrainingConfig.tol
-    scale: str | None = TrainingConfig.scale
+    scale: str | None = AUTO
     dtype: str = SparseCodeConfig.dtype
     precision: str = SparseCodeConfig.precision
     device: str = "auto"
@@ -178,7 +180,7 @@ lr_gamma, max_grad_norm
     callback: Callback | None = None
     verbose: bool = True
 
-    _scales: ClassVar[tuple[str, ...]] = SCALES
+    _scales = SCALES  # without a type, which would make it a parameter
     _architecture: ClassVar[str]
     _activation: ClassVar[str]
 
@@ -219,19 +221,19 @@ lr_gamma, max_grad_norm
 
     # Inference
 
-    def transform(self, X: Any, output: str = "dense", out: Any = None) -> Any:
+    def transform(self, X: Any, out: Any = None, *, output: str = "dense") -> Any:
         """The code of each row; safe to call from many threads.
 
         Parameters
         ----------
         X : array-like, shape (n_rows, n_features)
             As for `fit`.
+        out : array, shape (n_rows, n_latents), optional
+            For ``dense``: memory to write to, as for :meth:`fastsae.SparseAutoencoder.transform`.
         output : {"dense", "csr", "pairs"}
             An array; a SciPy matrix of compressed rows, columns ascending; or two arrays ``(values, indices)`` of shape
             (n_rows, most active latents of a row), of a TopK code (n_rows, k): values fall, and places that are left
             over have the value 0 and the index 0.
-        out : array, shape (n_rows, n_latents), optional
-            For ``dense``: memory to write to, as for :meth:`fastsae.SparseAutoencoder.transform`.
 
         Returns
         -------
@@ -280,7 +282,8 @@ lr_gamma, max_grad_norm
         active = self._codes(self._check(X))
         active.data = np.ones(active.nnz)
         squares = (self._slopes() * np.linalg.norm(self.encoder_.astype(np.float64), axis=1)) ** 2
-        return np.sqrt(active @ squares)
+        norms: NDArray[np.float64] = np.sqrt(active @ squares)
+        return norms
 
     # Fitted attributes
 
@@ -353,7 +356,8 @@ lr_gamma, max_grad_norm
         """Of an active latent's code by its z, shape (n_latents,)."""
         if self._engine.config.decoder_norm != "rescale":
             return np.ones(self._engine.code_width)
-        return np.linalg.norm(self.decoder_.astype(np.float64), axis=1)
+        norms: NDArray[np.float64] = np.linalg.norm(self.decoder_.astype(np.float64), axis=1)
+        return norms
 
     def _config(self, n_features: int) -> SparseCodeConfig:
         options = self.resolved_params()
@@ -371,6 +375,10 @@ lr_gamma, max_grad_norm
     def _code_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of the model that are not parameters of the same name."""
         return {"activation": self._activation}
+
+    def _kind_of_scale(self) -> str | None:
+        kind: str | None = self.resolved_params()["scale"]
+        return kind
 
     def _training_options(self) -> dict[str, Any]:
         options = self.resolved_params()

@@ -29,9 +29,9 @@ from fastsae.arrays import (
 )
 from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
-from fastsae.sparse_code import SparseCodeConfig
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
+from fastsae.sparse_code import SparseCodeConfig
 
 #: What a model may be made from.
 ModelConfig = Config | SparseCodeConfig

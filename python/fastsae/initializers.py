@@ -81,7 +81,9 @@ def initialize_code(
     writing = _directions(shapes["W_dec"], config.dtype, random) if config.transcoder else reading
     length = encoder_norm or decoder_norm or 1.0
     W_enc = reading if length == 1 else reading * np.asarray(length, config.dtype)
-    parameters = {name: np.zeros(shape, config.dtype) for name, shape in shapes.items() if name not in ("W_enc", "W_dec")}
+    parameters = {
+        name: np.zeros(shape, config.dtype) for name, shape in shapes.items() if name not in ("W_enc", "W_dec")
+    }
     parameters["W_enc"] = W_enc
     tied = writing is reading and decoder_norm == length
     parameters["W_dec"] = W_enc if tied else writing * np.asarray(decoder_norm, config.dtype)

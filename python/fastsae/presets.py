@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from fastsae.checks import check_choice
 
 
-
 class PerRootLatents(NamedTuple):
     """A rate that is ``value / sqrt(n_latents / 2**14)`` (Gao et al. 2024, figure 3: rates fall with the root)."""
 
@@ -48,6 +47,9 @@ LEARNING_RATE = PerRootLatents(2e-4)
 
 _FREE = {"decoder_norm": "free", "decoder_init_norm": 0.1}
 _TRANSCODER = {"pre_bias": False, "bias_init": "mean"}
+_FROM_ZERO = {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0}
+_L0 = {"sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0, "scale": "mean_norm"}
+_L1 = {"sparsity_weight": 5.0, "scale": "mean_norm"}
 #: What each architecture takes where there is no preset, if it is not the option's own default. Those of "l1" are
 #: Anthropic's of April 2024 ("Update on how we train SAEs"), which are for rows of the length sqrt(n_features); the
 #: decoder of a TopK transcoder begins at 0 as sparsify's.
@@ -55,16 +57,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "topk": {},
     "batch_topk": {},
     "matryoshka": {},
-    "jump_relu": {"sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0},
-    "gated": {"sparsity_weight": 5.0},
-    "l1": {**_FREE, "sparsity_weight": 5.0},
-    "transcoder topk": {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0},
-    "transcoder batch_topk": {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0},
-    "transcoder jump_relu": {
-        **_TRANSCODER, **_FREE, "sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0
-    },
-    "transcoder gated": {**_TRANSCODER, **_FREE, "sparsity_weight": 5.0},
-    "transcoder relu": {**_TRANSCODER, **_FREE, "sparsity_weight": 5.0},
+    "jump_relu": _L0,
+    "gated": _L1,
+    "l1": {**_FREE, **_L1},
+    "transcoder topk": _FROM_ZERO,
+    "transcoder batch_topk": _FROM_ZERO,
+    "transcoder jump_relu": {**_TRANSCODER, **_FREE, **_L0},
+    "transcoder gated": {**_TRANSCODER, **_FREE, **_L1},
+    "transcoder relu": {**_TRANSCODER, **_FREE, **_L1},
 }
 
 # sae_lens/config.py (lr, adam_beta1, adam_beta2, train_batch_size_tokens, dead_feature_window), training/sae_trainer.py
@@ -85,6 +85,7 @@ _SAELENS = {
     "max_grad_norm": 1.0,
     "batch_size": 4096,
     "dead_after": Steps(1000),
+    "scale": None,
 }
 # saes/topk_sae.py: TopKTrainingSAEConfig, calculate_topk_aux_loss (K0 = d // 2, no ReLU, summed over features).
 _SAELENS_TOPK = {
@@ -100,7 +101,7 @@ _SAELENS_TOPK = {
 _SAELENS_BATCH = {**_SAELENS_TOPK, "threshold_decay": 0.99, "threshold_start": 0.0}
 
 # sparsify/config.py (auxk_alpha, dead_feature_threshold, normalize_decoder), trainer.py (optimizer "signum": rate and
-# schedule-free momentum; b_dec is the mean of the first batch), sparse_coder.py (nn.Linear's uniform rows, whose norm is
+# schedule-free momentum; b_dec is the mean of the first batch), sparse_coder.py (nn.Linear's uniform rows, of the norm
 # 1 / sqrt(3) in the mean square; W_dec their directions; the loss over the variance, AuxK over that too).
 _SPARSIFY = {
     "loss_reduction": "fvu",
@@ -120,7 +121,14 @@ _SPARSIFY = {
 }
 
 # dictionary_learning/trainers: warmup_steps of all of them; buffer.py: out_batch_size.
-_DL = {"loss_reduction": "sum", "solver": "adam", "beta2": 0.999, "epsilon": 1e-8, "lr_warm_up": 1000, "batch_size": 8192}
+_DL = {
+    "loss_reduction": "sum",
+    "solver": "adam",
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "lr_warm_up": 1000,
+    "batch_size": 8192,
+}
 _DL_UNIT = {**_DL, "decoder_norm": "unit", "project_gradient": True}
 # top_k.py (also batch_top_k.py, matryoshka_batch_top_k.py): auxk_alpha, top_k_aux = d // 2 without a share, over the
 # variance of the residual; dead from 10M tokens on, and we count from one row more; b_dec is the geometric median.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastsae.base import Array
 from fastsae.dictionaries import AUTO, Dictionary
-from fastsae.sparse_code import SparseCodeConfig
+from fastsae.presets import Steps
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -152,7 +152,7 @@ class MatryoshkaSAE(BatchTopKSAE):
 class JumpReLUSAE(Dictionary):
     """The JumpReLU sparse autoencoder (Rajamanoharan et al., "Jumping ahead", 2024, arXiv:2407.14435).
 
-    A latent's code is z where z is above its own threshold, which is trained, with straight-through slopes, by a penalty
+    A latent's code is z where z is above its own threshold. That is trained, with straight-through slopes, by a penalty
     on the number L0 of active latents.
 
     Parameters
@@ -176,8 +176,6 @@ class JumpReLUSAE(Dictionary):
         Of the straight-through slopes, > 0.
     initial_threshold : float
         >= 0.
-    scale : str or None, default "mean_norm"
-        `bandwidth` and thresholds are for rows of the length ``sqrt(n_features)``.
 
     All other parameters and the attributes are those of every :class:`fastsae.dictionaries.Dictionary`.
     """
@@ -194,7 +192,6 @@ class JumpReLUSAE(Dictionary):
     pre_act_weight: float | str = AUTO
     bandwidth: float | str = AUTO
     initial_threshold: float | str = AUTO
-    scale: str | None = "mean_norm"
 
     def _defaults(self) -> dict[str, Any]:
         return fitting_target(super()._defaults(), self.sparsity, self.n_latents)
@@ -227,8 +224,6 @@ class GatedSAE(Dictionary):
         >= 0, of the auxiliary loss.
     gate_detached : bool
         Whether that leaves W_dec and b_dec alone.
-    scale : str or None, default "mean_norm"
-        `sparsity_weight` is for rows of the length ``sqrt(n_features)``.
 
     All other parameters and the attributes are those of every :class:`fastsae.dictionaries.Dictionary`.
     """
@@ -241,7 +236,6 @@ class GatedSAE(Dictionary):
     sparsity_warm_up: int | str = AUTO
     gate_weight: float | str = AUTO
     gate_detached: bool | str = AUTO
-    scale: str | None = "mean_norm"
 
     def _code_options(self, options: dict[str, Any]) -> dict[str, Any]:
         return super()._code_options(options) | {"sparsity": "l1"}
@@ -281,8 +275,6 @@ class L1SAE(Dictionary):
     resample_every : int or None
         Steps after which dead latents are given another start; see :mod:`fastsae.resampling`. None never does it. With
         a number, `dead_after` is by default half of so many steps.
-    scale : str or None, default "mean_norm"
-        `sparsity_weight` is for rows of the length ``sqrt(n_features)``.
 
     All other parameters and the attributes are those of every :class:`fastsae.dictionaries.Dictionary`.
     """
@@ -294,7 +286,6 @@ class L1SAE(Dictionary):
     sparsity_by_norm: bool | str = AUTO
     sparsity_warm_up: int | str = AUTO
     resample_every: int | None = None
-    scale: str | None = "mean_norm"
 
     def _defaults(self) -> dict[str, Any]:
         options = super()._defaults()

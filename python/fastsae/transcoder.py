@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ _PENALTIES = {"gated": "l1", "relu": "l1"}
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class Transcoder(Dictionary):
-    """A sparse code of x that predicts y (Dunefsky et al., "Transcoders find interpretable LLM feature circuits", 2024).
+    """A sparse code of x that predicts y (Dunefsky et al., "Transcoders find interpretable feature circuits", 2024).
 
     ``y^ = b_dec + sum_j a_j W_dec_j`` with a sparse a of ``z = W_enc x + b_enc``: typically from what enters a layer of
     a language model to what leaves it. With `skip` it is plus ``W_skip x`` (Paulo et al., "Transcoders beat sparse
@@ -86,12 +86,12 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
     aux_share: bool | str = AUTO
     aux_reduction: str = AUTO
 
-    _inverts: ClassVar[bool] = False
-    _n_outputs: int  # of the y that is in work
+    _inverts = False
+    _n_outputs = 1  # of the y that is in work
 
     # Training
 
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Train from new weights; arguments and errors as those of :meth:`fastsae.SparseAutoencoder.fit`.
 
         Parameters
@@ -104,11 +104,11 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
         """
         return self._with_targets(X, y, lambda targets: self._fit(X, sample_weight, targets=targets))
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Train one more pass over these rows: for data that comes in pieces."""
         return self._with_targets(X, y, lambda targets: self._partial_fit(X, sample_weight, targets))
 
-    def resume(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
+    def resume(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:  # type: ignore[override]
         """Go on with an interrupted `fit` on the same rows and targets; see `SparseAutoencoder.resume`."""
         check_is_fitted(self)
         return self._with_targets(X, y, lambda targets: self._resume(X, sample_weight, targets=targets))
@@ -131,7 +131,7 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
             raise ValueError(f"y: expected {width} columns, got {targets.shape[1]}")
         return -np.concatenate([self._engine.score(block, targets[part]) for part, block in self._blocks_of(rows)])
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, so that a grid search keeps the best prediction."""
         return float(self.score_samples(X, y).mean())
 

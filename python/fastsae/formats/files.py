@@ -110,7 +110,7 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], optional: Se
     """
     content = path.read_bytes()
     try:
-        stored: dict[str, Mapping[str, Any]] = dict(deserialize(content))
+        stored: dict[str, Mapping[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ValueError(f"{path}: it is not a safetensors file: {error}") from None
     if missing := sorted(set(shapes) - set(stored) - set(optional)):

@@ -19,7 +19,7 @@ from fastsae.checkpoint import write_atomically
 from fastsae.dictionaries import Dictionary
 from fastsae.formats.files import Options, read_tensors, write_folder
 from fastsae.formats.plain import made_of, plain_of, without_pre_bias
-from fastsae.saes import BatchTopKSAE, GatedSAE, JumpReLUSAE, L1SAE, MatryoshkaSAE, TopKSAE
+from fastsae.saes import L1SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
 from fastsae.scaling import Scaler
 from fastsae.transcoder import Transcoder
 
@@ -188,5 +188,3 @@ def _dictionary(options: Options, architecture: str) -> Dictionary:
         return Transcoder(architecture=code, skip="skip" in architecture, decoder_norm="free")
     kinds: dict[str, type[Dictionary]] = {"standard": L1SAE, "jumprelu": JumpReLUSAE, "gated": GatedSAE}
     return kinds[architecture](decoder_norm="free")
-
-
