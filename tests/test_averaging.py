@@ -215,6 +215,32 @@ def test_readers_beside_a_switch() -> None:
     assert wrong == []
 
 
+def test_a_switch_while_steps_are_taken() -> None:
+    """It comes between two steps, where the next is refused, or after all: nothing steps from an average."""
+    config = two_layers("relu", d=64, h=96, optimizer="sign_sgd", dtype="float64")
+    X = data(20_000, 64)
+    engine, twin = (make_engine(config, parameters_for(config), "cpu") for _ in range(2))
+    raised: list[str] = []
+
+    def train() -> None:
+        try:
+            engine.run_epoch(X, None, 40)
+        except ValueError as error:
+            raised.append(str(error))
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    while engine.steps < 5:
+        pass
+    engine.averaged = True
+    trainer.join()
+    steps = engine.steps
+    assert raised == ["averaged: expected False to take steps, got True"] * (steps < 500)
+    engine.averaged = False
+    twin.run_epoch(X[: 40 * steps], None, 40)
+    assert_same(tensors(engine), tensors(twin))
+
+
 # --- estimators: the average after training, and whenever somebody looks ---
 
 

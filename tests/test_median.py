@@ -140,6 +140,8 @@ def test_bad_input() -> None:
     for weights in (np.ones(3), -np.ones(len(X)), np.zeros(len(X)), np.full(len(X), np.nan), np.full(len(X), np.inf)):
         with pytest.raises(ValueError, match=r"^sample_weight: expected 60 numbers >= 0, not all of them 0"):
             geometric_median(X, weights)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"^X: its rows are too large for their distances"):
+        geometric_median(np.full((60, 2), 1e308) * np.sign(X[:, :2]))
     with pytest.raises(ValueError, match=r"^max_iter: expected an integer >= 0"):
         geometric_median(X, max_iter=-1)
     with pytest.raises(ValueError, match=r"^tol: expected a number"):

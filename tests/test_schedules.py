@@ -289,6 +289,7 @@ def test_each_part_of_a_deep_autoencoder_has_a_schedule_of_its_own() -> None:
 def test_a_sweep_over_schedules() -> None:
     X = rows()
     grid = [{"lr_schedule": "cosine"}, {"lr_schedule": "step", "lr_step_size": 3}, {"lr_warm_up": 5}]
+    grid += [{"lr_schedule": "linear", "lr_decay_steps": 4}, {"solver": "sign_sgd", "lr_warm_up": 3}]
     grid += [{"max_grad_norm": 0.01}, {"weight_l1": 0.01}, {"scale": "minmax"}]
     common = {name: value for name, value in make().get_params().items() if name != "verbose"}
     models = sweep(grid, X, **common, verbose=False)

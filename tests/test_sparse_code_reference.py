@@ -414,8 +414,9 @@ def test_sparsity_one_by_one(kind: str) -> None:
             elif model.rows_since_fired[j] > 20:
                 pulls += share * (p["threshold"][j] - z) * norm
     omega = {"step": counts, "quadratic": (counts / (config.target_l0 or 1.0) - 1) ** 2}.get(kind, terms)
-    expected = config.sparsity_weight * omega + 0.4 * pulls
-    assert model.evaluate(X, weights)["sparsity"] == pytest.approx(expected, rel=FLOAT64)
+    parts = model.evaluate(X, weights)
+    assert parts["sparsity"] == pytest.approx(config.sparsity_weight * omega, rel=FLOAT64)
+    assert parts["auxiliary"] == pytest.approx(0.4 * pulls, rel=FLOAT64)
 
 
 def test_sparsity_warm_up() -> None:
@@ -480,14 +481,34 @@ def test_rows_since_fired() -> None:
     assert not fires.any(axis=0).all()
 
 
+def test_monitor() -> None:
+    """Sums over the steps, from which L0 and FVU are made."""
+    model = randomised(make(**CASES["relu l1"], learning_rate=0.0, decoder_norm="free"))
+    X, weights, _ = data(model.config)
+    expected = np.zeros(6)
+    for rows, w in ((X, weights), (X[:3], np.ones(3))):
+        error = ((model.reconstruct(rows) - rows) ** 2).sum(axis=1)
+        spread = ((rows - np.average(rows, axis=0, weights=w)) ** 2).sum(axis=1)
+        omega = w.sum() * model.evaluate(rows, w)["sparsity"]
+        expected += [len(rows), np.count_nonzero(model.encode(rows)), w @ error, w @ spread, 0.0, omega]
+        model.step(rows, None if rows is not X else w)
+    assert_close(model.monitor, expected)
+    revived = randomised(make(learning_rate=0.0))
+    loss = revived.evaluate(X)["auxiliary"]
+    revived.step(X)
+    assert revived.monitor[4] == pytest.approx(N * loss, rel=FLOAT64)
+
+
 def test_one_row() -> None:
-    """Its variance is 0: what is divided by that of the residual is 0, and fvu has no meaning."""
+    """It has no variance, and what has none teaches nothing."""
     model = randomised(make())
     X, *_ = data(model.config, n=1)
     assert model.evaluate(X)["auxiliary"] == 0.0
     assert math.isfinite(model.step(X)["loss"])
-    with pytest.raises(ZeroDivisionError):
-        randomised(make(loss_reduction="fvu")).evaluate(X)
+    for case in ({"loss_reduction": "fvu"}, {"loss_reduction": "fvu", "activation": "gated"}):
+        parts, gradients = randomised(make(**case)).value_and_gradient(X)
+        assert parts["loss"] == 0.0
+        assert not any(gradient.any() for gradient in gradients.values())
 
 
 # --- steps ---

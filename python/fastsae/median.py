@@ -71,6 +71,8 @@ def geometric_median(
         median = median + step
         if np.linalg.norm(step) <= tol * min(1.0, mean_distance):
             break
+    if not np.isfinite(median).all():
+        raise ValueError("X: its rows are too large for their distances")
     return median
 
 

@@ -91,7 +91,7 @@ class SparseCodeConfig(OptimizerConfig):
         gradient is taken.
     loss_reduction : {"fvu", "sum", "mean", "ufldl"}
         ``R = sum_b u_b |y^_b - y_b|^2 / D``: D = 1 for ``sum``, o for ``mean``, 2 for ``ufldl``, and for ``fvu`` the
-        variance ``sum_b u_b |y_b - ybar|^2`` of the batch around its weighted mean.
+        variance ``sum_b u_b |y_b - ybar|^2`` of the batch around its weighted mean; where that is 0, so is R.
     sparsity : {"none", "l1", "tanh", "step", "quadratic"}
         Omega, with ``q_j = nu_j`` if `sparsity_by_norm`, else 1, and p = a, or ``max(pi, 0)`` of ``gated``:
 
@@ -112,7 +112,7 @@ class SparseCodeConfig(OptimizerConfig):
         Of ``tanh``, > 0.
     pre_act_weight : float
         >= 0, of ``sum_b u_b sum over dead j of max(threshold_j - z_bj, 0) nu_j``, which brings dead latents of
-        ``jump_relu`` back. It is part of Omega's share of J and has no warm-up.
+        ``jump_relu`` back: its auxiliary loss.
     bandwidth : float
         epsilon > 0 of the straight-through slopes of ``jump_relu``, rectangles of this width around the threshold.
     initial_threshold : float
@@ -214,6 +214,11 @@ class SparseCodeConfig(OptimizerConfig):
             shapes["W_skip"] = (o, d)
         return shapes
 
+    def check_decodable(self) -> None:
+        """Raise ValueError if a code alone does not tell the output."""
+        if self.skip:
+            raise ValueError("skip: a code alone does not tell the output of a skip connection, which needs X")
+
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from: every option, and in place of None what it stands for."""
         prefixes = self.prefixes or (self.n_latents,)
@@ -293,7 +298,8 @@ class SparseCodeConfig(OptimizerConfig):
             return
         n = self.n_latents
         for name in ("k", "k_start"):
-            if (value := getattr(self, name)) is None:
+            value = getattr(self, name)
+            if name == "k_start" and value is None:
                 continue
             if self.activation == "topk":
                 check_integer(name, value, 1, n)

@@ -48,11 +48,11 @@ Parameters = Mapping[str, Array]
 
 def reconstruction(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
     """R: the errors of all prefixes."""
-    W, value, divisor = p["W_dec"], 0.0, divisor_of(config, config.loss_reduction, batch)
+    W, value, share = p["W_dec"], 0.0, share_of(config, config.loss_reduction, batch)
     for (m, omega), output in zip(prefixes(config), batch.outputs, strict=True):
         error = output - batch.y
-        value += omega / divisor * mean_square(batch.u, error)
-        delta = 2.0 * omega / divisor * batch.u[:, None] * error  # dJ/dy^
+        value += omega * share * mean_square(batch.u, error)
+        delta = 2.0 * omega * share * batch.u[:, None] * error  # dJ/dy^
         slopes.a[:, :m] += delta @ W[:m].T
         slopes.parameters["W_dec"][:m] += batch.a[:, :m].T @ delta
         slopes.parameters["b_dec"] += delta.sum(axis=0)
@@ -120,7 +120,7 @@ def gate(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) 
     """The gate's own reconstruction, from which it learns: no slope goes through a step."""
     if config.activation != "gated":
         return 0.0
-    W, scale = p["W_dec"], float(config.gate_weight) / divisor_of(config, config.loss_reduction, batch)
+    W, scale = p["W_dec"], float(config.gate_weight) * share_of(config, config.loss_reduction, batch)
     opened = np.maximum(batch.z, 0.0)
     error = opened @ W + p["b_dec"] - batch.y
     delta = 2.0 * scale * batch.u[:, None] * error
@@ -136,10 +136,9 @@ def revival(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slope
     n_dead, k0 = int(batch.dead.sum()), int(config.core()["aux_k"])
     if not config.selects or n_dead == 0:
         return 0.0
-    divisor = divisor_of(config, config.aux_reduction, batch)
-    if divisor == 0.0:
-        return 0.0
-    scale = float(config.aux_weight) * (min(n_dead / k0, 1.0) if config.aux_share else 1.0) / divisor
+    scale = float(config.aux_weight) * share_of(config, config.aux_reduction, batch)
+    if config.aux_share:
+        scale *= min(n_dead / k0, 1.0)
     kept = largest_of_rows(np.where(batch.dead, batch.scores, -np.inf), min(k0, n_dead))
     if config.aux_relu:
         kept &= batch.z > 0
@@ -157,12 +156,17 @@ def prefixes(config: SparseCodeConfig) -> list[tuple[int, float]]:
     return list(zip(core["prefixes"], core["prefix_weights"], strict=True))
 
 
-def divisor_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
-    """What a sum of squares is divided by."""
+def share_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
+    """1 over what a sum of squares is divided by; 0 where that is a variance of 0."""
     if reduction in ("fvu", "residual"):
-        values = batch.y if reduction == "fvu" else batch.residual
-        return mean_square(batch.u, values - batch.u @ values)
-    return {"sum": 1.0, "mean": float(config.output_width), "ufldl": 2.0}[reduction]
+        variance = variance_of(batch.u, batch.y if reduction == "fvu" else batch.residual)
+        return 1.0 / variance if variance > 0 else 0.0
+    return {"sum": 1.0, "mean": 1.0 / config.output_width, "ufldl": 0.5}[reduction]
+
+
+def variance_of(u: Array, values: Array) -> float:
+    """``sum_b u_b |values_b - mean|^2``."""
+    return mean_square(u, values - u @ values)
 
 
 def mean_square(u: Array, values: Array) -> float:
