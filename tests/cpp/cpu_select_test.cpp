@@ -105,7 +105,7 @@ void selects_batch(Backend& backend, Problem<S>& p, std::int64_t count, double h
                                {columns.data(), 1, count, count, DType::i32},
                                {values.data(), 1, count, count, dtype_of<S>},
                                &smallest,
-                               hint});
+                               &hint});
   std::vector<std::int64_t> wanted(p.all.begin(), p.all.begin() + count);
   while (!wanted.empty() && p.z[wanted.back()] <= 0) wanted.pop_back();
   const double least = wanted.empty() ? 0 : static_cast<double>(p.z[wanted.back()]);
