@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from typing import Any
@@ -20,7 +20,15 @@ Places = dict[str, tuple[nn.Parameter, bool]]
 class Peer(ABC):
     """A library's model with its trainer."""
 
-    package: str
+    package = ""
+    #: What the package is imported as.
+    module = ""
+
+    @classmethod
+    def load(cls) -> None:
+        """Import the library."""
+        if cls.module:
+            importlib.import_module(cls.module)
 
     def __init__(self, case: Case) -> None:
         self.case, self.options = case, case.get("options", {})
@@ -79,7 +87,7 @@ class Peer(ABC):
 
     def versions(self) -> dict[str, str]:
         found = {"torch": torch.__version__}
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if self.package:
             found[self.package] = importlib.metadata.version(self.package)
         return found
 

@@ -65,7 +65,7 @@ NAMES = {
 class SAELens(Peer):
     """SAETrainer.step, the seam that its own loop and others use."""
 
-    package = "sae-lens"
+    package, module = "sae-lens", "sae_lens"
 
     def build(self) -> None:
         import sae_lens
@@ -167,7 +167,7 @@ class Texts(torch.utils.data.Dataset):
 class Sparsify(Peer):
     """Trainer.fit with a model that hands out the rows."""
 
-    package = "eai-sparsify"
+    package, module = "eai-sparsify", "sparsify"
 
     def build(self) -> None:
         from sparsify import SparseCoderConfig, TrainConfig
@@ -234,7 +234,7 @@ class Sparsify(Peer):
 class DictionaryLearning(Peer):
     """The trainers' `update`. The geometric median is left out: it is taken in step 0 of those that select."""
 
-    package = "dictionary-learning"
+    package, module = "dictionary-learning", "dictionary_learning"
 
     def build(self) -> None:
         module, name = TRAINERS[self.case["model"]]

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 class OpenAI(Peer):
     """Its autoencoder and loop: decoder to unit norm and projection between the gradient and Adam."""
 
-    package = "none"
-
     def build(self) -> None:
         options = {"lr": 1e-4, "eps": 6.25e-10, "auxk": 256, "auxk_coef": 1 / 32, "mse_scale": 1.0, "dead_steps": 10**9}
         self.settings = options | self.options
@@ -71,8 +69,6 @@ class OpenAI(Peer):
 
 class Plain(Peer):
     """TopK as one would write it, in one of several ways: the code dense or by embedding_bag, compiled or not."""
-
-    package = "none"
 
     def build(self) -> None:
         self.bag = self.options.get("bag", False)

@@ -78,14 +78,18 @@ class Stepping(Worker):
 
     def prepare(self, row: Row) -> dict[str, Any]:
         self.lasting = self.lasting or frozenset(vars(self))
+        self.load()
         forget_peak()
-        self.before = memory("VmRSS")
+        before = memory("VmRSS")
         checked = self.setup(row)
         self.seconds_per_step, _ = self.timed(1)
-        return {**checked, "versions": self.versions(), "bytes_before": self.before}
+        return {**checked, "versions": self.versions(), "bytes_before": before}
 
     def slice(self, seconds: float) -> dict[str, float]:
         return {**super().slice(seconds), "peak_bytes": memory("VmHWM")}
+
+    def load(self) -> None:
+        """What it needs of libraries."""
 
     def batches_of(self, steps: int) -> list[int]:
         """Where the rows of the next steps begin."""
@@ -106,6 +110,9 @@ class Ours(Stepping):
 
         return {"fastsae": fastsae.__version__, "numpy": np.__version__}
 
+    def load(self) -> None:
+        import fastsae  # noqa: F401
+
     def setup(self, row: Row) -> dict[str, Any]:
         from fastsae import Engine
         from fastsae.sparse_code import SparseCodeConfig
@@ -118,10 +125,8 @@ class Ours(Stepping):
         for name, value in weights.items():
             self.engine.set(name, value)
         del weights
-        if row.get("count_training_only"):
-            forget_peak()
         self.run(CHECKED)
-        return {"loss": self.engine.evaluate(self.X[: self.batch])["loss"], "peak_bytes": memory("VmHWM")}
+        return {"loss": self.engine.evaluate(self.X[: self.batch])["loss"]}
 
     def run(self, steps: int) -> int:
         for begin in self.batches_of(steps):
@@ -138,6 +143,11 @@ class Theirs(Stepping):
 
     def versions(self) -> dict[str, str]:
         return self.found
+
+    def load(self) -> None:
+        from sae_peers import PEERS
+
+        PEERS[self.library].load()
 
     def setup(self, row: Row) -> dict[str, Any]:
         import torch
