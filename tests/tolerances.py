@@ -35,6 +35,10 @@ SPACING = {"tf32": 2.0**-10, "bf16": 2.0**-7}
 #: factor, because the errors of the twin average out and those of cut-off factors do not.
 ROUNDED_FACTOR, ROUNDED_FLOOR = 4.0, 2.0
 
+#: A gradient in float64 against a 4-point stencil with steps of 1e-3: eps / 1e-3 of rounding, and a fifth derivative
+#: times 1e-12; relative to the norm of the gradient.
+FINITE_DIFFERENCES = 1e-9
+
 #: Published golden values have 12 digits after the point.
 GOLDEN = 1e-12
 

@@ -91,7 +91,7 @@ class SparseCodeConfig(OptimizerConfig):
         gradient is taken.
     loss_reduction : {"fvu", "sum", "mean", "ufldl"}
         ``R = sum_b u_b |y^_b - y_b|^2 / D``: D = 1 for ``sum``, o for ``mean``, 2 for ``ufldl``, and for ``fvu`` the
-        variance ``sum_b u_b |y_b - ybar|^2`` of the batch around its weighted mean.
+        variance ``sum_b u_b |y_b - ybar|^2`` of the batch around its weighted mean; where that is 0, so is R.
     sparsity : {"none", "l1", "tanh", "step", "quadratic"}
         Omega, with ``q_j = nu_j`` if `sparsity_by_norm`, else 1, and p = a, or ``max(pi, 0)`` of ``gated``:
 
@@ -112,7 +112,7 @@ class SparseCodeConfig(OptimizerConfig):
         Of ``tanh``, > 0.
     pre_act_weight : float
         >= 0, of ``sum_b u_b sum over dead j of max(threshold_j - z_bj, 0) nu_j``, which brings dead latents of
-        ``jump_relu`` back. It is part of Omega's share of J and has no warm-up.
+        ``jump_relu`` back: its auxiliary loss.
     bandwidth : float
         epsilon > 0 of the straight-through slopes of ``jump_relu``, rectangles of this width around the threshold.
     initial_threshold : float

@@ -17,11 +17,13 @@ from fastsae.reference.sparse_losses import (
     Batch,
     Slopes,
     gate,
+    mean_square,
     pre_act,
     prefixes,
     reconstruction,
     revival,
     sparsity,
+    variance_of,
 )
 from fastsae.sparse_code import SparseCodeConfig
 
@@ -49,6 +51,9 @@ class SparseCode:
         Rows of all steps in which each latent was active.
     batch_threshold : float
         What inference of ``batch_topk`` takes instead of the batch; -1 before the first.
+    monitor : array [6]
+        Sums over the steps: rows, active elements of their codes, ``w_b |y^_b - y_b|^2``, ``w_b |y_b - ybar|^2`` with
+        the mean of each batch, and of each batch ``sum w`` times its auxiliary loss and its weighted Omega.
     steps : int
         Number of optimiser steps taken.
     total_steps : int or None
@@ -69,6 +74,7 @@ class SparseCode:
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
+        self.monitor = np.zeros(6)
         self.steps = 0
         self.total_steps: int | None = None
 
@@ -155,7 +161,7 @@ class SparseCode:
         """Update the parameters and the states once from the batch `X` [B, d]; the parts of J before the update."""
         batch = self._batch(X, sample_weight, targets)
         parts, gradients = self._backward(batch)
-        self._track(batch)
+        self._track(batch, parts, len(batch.x) if sample_weight is None else float(np.sum(sample_weight)))
         self.steps += 1
         unit = self.config.decoder_norm == "unit"
         if unit and self.config.project_gradient:
@@ -181,11 +187,14 @@ class SparseCode:
             for state, moment in zip(states, moments, strict=True):
                 state[name] = moment
 
-    def _track(self, batch: Batch) -> None:
-        """Who fired, and the smallest code that was kept."""
+    def _track(self, batch: Batch, parts: Mapping[str, float], weight: float) -> None:
+        """Who fired, what the monitor adds up, and the smallest code that was kept."""
         fired = batch.a > 0
         self.fired_rows += fired.sum(axis=0)
         self.rows_since_fired = np.where(fired.any(axis=0), 0.0, self.rows_since_fired + len(batch.a))
+        losses = mean_square(batch.u, batch.residual), variance_of(batch.u, batch.y)
+        weighted = [weight * value for value in (*losses, parts["auxiliary"], parts["sparsity"])]
+        self.monitor += [len(fired), fired.sum(), *weighted]
         if self.config.activation == "batch_topk" and fired.any():
             smallest = float((batch.a * self._scale())[fired].min())
             d = float(self.config.threshold_decay) if self.batch_threshold >= 0 else 0.0
@@ -251,8 +260,8 @@ class SparseCode:
         of = (self.config, self.parameters, batch, slopes)
         parts = {
             "reconstruction": reconstruction(*of),
-            "sparsity": sparsity(*of) + pre_act(*of),
-            "auxiliary": gate(*of) + revival(*of),
+            "sparsity": sparsity(*of),
+            "auxiliary": gate(*of) + revival(*of) + pre_act(*of),
         }
         self._through_activation(batch, slopes)
         return {**parts, "loss": sum(parts.values())}, slopes.parameters

@@ -48,11 +48,11 @@ Parameters = Mapping[str, Array]
 
 def reconstruction(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
     """R: the errors of all prefixes."""
-    W, value, divisor = p["W_dec"], 0.0, divisor_of(config, config.loss_reduction, batch)
+    W, value, share = p["W_dec"], 0.0, share_of(config, config.loss_reduction, batch)
     for (m, omega), output in zip(prefixes(config), batch.outputs, strict=True):
         error = output - batch.y
-        value += omega / divisor * mean_square(batch.u, error)
-        delta = 2.0 * omega / divisor * batch.u[:, None] * error  # dJ/dy^
+        value += omega * share * mean_square(batch.u, error)
+        delta = 2.0 * omega * share * batch.u[:, None] * error  # dJ/dy^
         slopes.a[:, :m] += delta @ W[:m].T
         slopes.parameters["W_dec"][:m] += batch.a[:, :m].T @ delta
         slopes.parameters["b_dec"] += delta.sum(axis=0)
@@ -62,21 +62,29 @@ def reconstruction(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes
 
 
 def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
-    """Omega and its weight of this step."""
-    weight, u = float(config.sparsity_weight), batch.u[:, None]
+    """Omega times its weight in this step."""
+    if config.sparsity == "none":
+        return 0.0
+    weight, kind = float(config.sparsity_weight), config.sparsity
     if config.sparsity_warm_up:
         weight *= min(1.0, batch.t / config.sparsity_warm_up)
-    if config.sparsity in ("none", "step", "quadratic"):
-        value, slope = 0.0, 0.0
-        l0 = float((u * batch.on).sum())
-        if config.sparsity == "step":
-            value, slope = l0, 1.0
-        elif config.target_l0 is not None:
-            target = float(config.target_l0)
-            value, slope = (l0 / target - 1.0) ** 2, 2.0 / target * (l0 / target - 1.0)
-        slopes.on += weight * slope * u
-        return weight * value
-    W, gated = p["W_dec"], config.activation == "gated"
+    return weight * (_of_count if kind in ("step", "quadratic") else _of_size)(config, p, batch, slopes, weight)
+
+
+def _of_count(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
+    """Of how many latents are active."""
+    l0 = float(batch.u @ batch.on.sum(axis=1))
+    value, slope = l0, 1.0
+    if config.target_l0 is not None:
+        off = l0 / float(config.target_l0) - 1.0
+        value, slope = off**2, 2.0 * off / float(config.target_l0)
+    slopes.on += weight * slope * batch.u[:, None]
+    return value
+
+
+def _of_size(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
+    """Of how large coefficients are, or what opens a gate, times the norms of their rows of W_dec."""
+    W, u, gated = p["W_dec"], batch.u[:, None], config.activation == "gated"
     f = np.maximum(batch.z, 0.0) if gated else batch.a
     q = row_norms(W) if config.sparsity_by_norm else np.ones_like(row_norms(W))
     if config.sparsity == "l1":
@@ -91,7 +99,7 @@ def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slop
         slopes.a += weight * u * by_f
     if config.sparsity_by_norm:
         slopes.parameters["W_dec"] += weight * (u * by_q).sum(axis=0)[:, None] * directions(W)
-    return weight * float((u * values).sum())
+    return float((u * values).sum())
 
 
 def pre_act(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) -> float:
@@ -112,7 +120,7 @@ def gate(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes) 
     """The gate's own reconstruction, from which it learns: no slope goes through a step."""
     if config.activation != "gated":
         return 0.0
-    W, scale = p["W_dec"], float(config.gate_weight) / divisor_of(config, config.loss_reduction, batch)
+    W, scale = p["W_dec"], float(config.gate_weight) * share_of(config, config.loss_reduction, batch)
     opened = np.maximum(batch.z, 0.0)
     error = opened @ W + p["b_dec"] - batch.y
     delta = 2.0 * scale * batch.u[:, None] * error
@@ -128,10 +136,9 @@ def revival(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slope
     n_dead, k0 = int(batch.dead.sum()), int(config.core()["aux_k"])
     if not config.selects or n_dead == 0:
         return 0.0
-    divisor = divisor_of(config, config.aux_reduction, batch)
-    if divisor == 0.0:
-        return 0.0
-    scale = float(config.aux_weight) * (min(n_dead / k0, 1.0) if config.aux_share else 1.0) / divisor
+    scale = float(config.aux_weight) * share_of(config, config.aux_reduction, batch)
+    if config.aux_share:
+        scale *= min(n_dead / k0, 1.0)
     kept = largest_of_rows(np.where(batch.dead, batch.scores, -np.inf), min(k0, n_dead))
     if config.aux_relu:
         kept &= batch.z > 0
@@ -149,12 +156,17 @@ def prefixes(config: SparseCodeConfig) -> list[tuple[int, float]]:
     return list(zip(core["prefixes"], core["prefix_weights"], strict=True))
 
 
-def divisor_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
-    """What a sum of squares is divided by."""
+def share_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
+    """1 over what a sum of squares is divided by; 0 where that is a variance of 0."""
     if reduction in ("fvu", "residual"):
-        values = batch.y if reduction == "fvu" else batch.residual
-        return mean_square(batch.u, values - batch.u @ values)
-    return {"sum": 1.0, "mean": float(config.output_width), "ufldl": 2.0}[reduction]
+        variance = variance_of(batch.u, batch.y if reduction == "fvu" else batch.residual)
+        return 1.0 / variance if variance > 0 else 0.0
+    return {"sum": 1.0, "mean": 1.0 / config.output_width, "ufldl": 0.5}[reduction]
+
+
+def variance_of(u: Array, values: Array) -> float:
+    """``sum_b u_b |values_b - mean|^2``."""
+    return mean_square(u, values - u @ values)
 
 
 def mean_square(u: Array, values: Array) -> float:
