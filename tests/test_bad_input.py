@@ -226,6 +226,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "epsilon": [*NO_NUMBER, 0, -1e-8],
     "lr_warm_up": [*NO_INTEGER, -1],
     "lr_total_steps": [value for value in NO_INTEGER if value is not None] + [0],
+    "lr_decay_steps": [value for value in NO_INTEGER if value is not None] + [0, 5],  # a constant rate has none
     "lr_final": [*NO_NUMBER, -0.1, 1.1],
     "lr_step_size": [*NO_INTEGER, 0],
     "lr_gamma": [*NO_NUMBER, 0, -0.5, 1.1],

@@ -15,6 +15,7 @@ from fastsae import Config, ConvConfig, Engine, GaussianConfig, LayerConfig, Spa
 from fastsae import config as options_of
 
 RATE = 0.01
+BY_LENGTH = [name for name in options_of.OPTIMIZERS if name != "sign_sgd"]  # to which a gradient's length is nothing
 
 
 def variational(**rest: Any) -> Config:
@@ -64,7 +65,7 @@ def test_the_whole_gradient_is_scaled_down(model: str, full_batch_rows: int, dev
 
 
 @pytest.mark.parametrize("dtype", options_of.DTYPES)
-@pytest.mark.parametrize("optimizer", options_of.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", BY_LENGTH)
 def test_a_shorter_gradient_stays_as_it_is(optimizer: str, dtype: str, device: str) -> None:
     config = two_layers("sigmoid", "kl", optimizer=optimizer, dtype=dtype)
     limited = two_layers("sigmoid", "kl", optimizer=optimizer, dtype=dtype, max_grad_norm=1e6)
@@ -75,7 +76,7 @@ def test_a_shorter_gradient_stays_as_it_is(optimizer: str, dtype: str, device: s
         np.testing.assert_array_equal(*(engine.get(name) for engine in engines))
 
 
-@pytest.mark.parametrize("optimizer", options_of.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", BY_LENGTH)
 def test_some_steps_are_limited_and_some_are_not(optimizer: str, device: str) -> None:
     """The limit lies between the norms of the first and the last steps, and each step is judged by its own."""
     config = two_layers("tanh", "none", optimizer=optimizer, dtype="float64", learning_rate=0.1)
@@ -111,6 +112,11 @@ def test_numbers_that_are_not_finite_are_not_hidden(device: str) -> None:
         one.step(data(N, D))
     for name in twin.state_names():
         np.testing.assert_array_equal(engine.get(name), twin.get(name))
+
+
+def test_signs_have_no_length() -> None:
+    with pytest.raises(ValueError, match=r"^max_grad_norm: 'sign_sgd' takes only the signs of a gradient.* got 2.0"):
+        two_layers(optimizer="sign_sgd", max_grad_norm=2.0).validate()
 
 
 def test_large_gradients_do_no_harm() -> None:

@@ -382,9 +382,33 @@ def sgd_goes_up(patch: Patch) -> None:
     replace(patch, optimizers.Sgd, "update", lambda original, self, p, g, moments, s: original(self, p, -g, moments, s))
 
 
+SIGN = {"optimizer": "sign_sgd", "momentum": 0.9, "lr_warm_up": 6}
+
+
+@fault(training_of(**SIGN))
+def average_of_equal_shares_in_the_warm_up(patch: Patch) -> None:
+    patch.setattr(optimizers, "average_share", lambda config, t: 1 / t)
+
+
+@fault(training_of(**SIGN))
+def gradient_taken_at_the_average(patch: Patch) -> None:
+    replace(
+        patch,
+        optimizers.SignSgd,
+        "update",
+        lambda original, self, p, g, moments, s: original(self, p, g, moments, dataclasses.replace(s, momentum=1.0)),
+    )
+
+
+@fault(training_of(**SIGN))
+def steps_begin_at_zero_instead_of_the_parameter(patch: Patch) -> None:
+    patch.setattr(optimizers.SignSgd, "first_moments", optimizers.Optimizer.first_moments)
+
+
 # --- schedules, the limit of the gradient, L1 ---
 
 COSINE = {"lr_schedule": "cosine", "lr_total_steps": 20, "lr_warm_up": 4}
+LINE = {"lr_schedule": "linear", "lr_total_steps": 20, "lr_decay_steps": 9, "lr_warm_up": 4}
 STEP = {"lr_schedule": "step", "lr_step_size": 5, "lr_warm_up": 3}
 
 
@@ -396,6 +420,19 @@ def cosine_one_step_early(patch: Patch) -> None:
 @fault(training_of(**COSINE))
 def warm_up_from_zero(patch: Patch) -> None:
     replace(patch, optimizers, "share", lambda original, config, t, total: original(config, t, total) - (t <= 4) / 4)
+
+
+@fault(training_of(**LINE))
+def line_one_step_early(patch: Patch) -> None:
+    replace(patch, optimizers, "share", lambda original, config, t, total: original(config, t + (t > 4), total))
+
+
+@fault(training_of(**LINE))
+def line_from_the_end_of_the_warm_up(patch: Patch) -> None:
+    def share(original: Any, config: Any, t: int, total: Any) -> Any:
+        return original(dataclasses.replace(config, lr_decay_steps=None), t, total)
+
+    replace(patch, optimizers, "share", share)
 
 
 @fault(training_of(**STEP))

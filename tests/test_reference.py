@@ -12,6 +12,7 @@ import pytest
 from fastsae import config as options
 from fastsae.config import Config, LayerConfig
 from fastsae.reference import ACTIVATIONS, LOSSES, OPTIMIZERS, PENALTIES, Layered, StepScalars, clamp, factor
+from fastsae.reference.schedules import average_share
 
 D, H, N = 5, 3, 7
 KINKED = ("relu", "l1")
@@ -488,6 +489,31 @@ def test_adamw_decays_before_the_step_and_never_a_bias() -> None:
     assert run_optimizer("adamw", [1.0, 1.0], decay=0.5, is_weight=False) == plain
 
 
+def test_sign_sgd_by_hand() -> None:
+    """Three steps of 0.1 from 2, mu = 0.8: the average's shares are 1, 1/2, 1/3."""
+    # z 1.9, 2.0, 2.0: the last gradient has no sign. x 1.9, 1.95, 1.95 + 0.05 / 3.
+    x, z = [1.9, 1.95, 1.95 + 0.05 / 3], [1.9, 2.0, 2.0]
+    config = two_layers(optimizer="sign_sgd", learning_rate=RATE, momentum=MU)
+    rule, p = OPTIMIZERS["sign_sgd"], np.array([2.0])
+    moments = rule.first_moments(p)
+    for t, g in enumerate([3.0, -1e-9, 0.0], 1):
+        p, moments = rule.update(p, np.array([g]), moments, StepScalars.at(config, t, 0.0))
+        assert moments[0][0] == pytest.approx(z[t - 1], rel=1e-14)
+        assert rule.average(p, moments, MU)[0] == pytest.approx(x[t - 1], rel=1e-14)
+        assert p[0] == pytest.approx(MU * x[t - 1] + (1 - MU) * z[t - 1], rel=1e-14)
+
+
+def test_shares_of_the_average() -> None:
+    """Every step has the weight of its share of the rate, squared; after the warm-up it is that of a whole one."""
+    plain = two_layers(optimizer="sign_sgd")
+    assert [average_share(plain, t) for t in (1, 2, 3, 4)] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4], rel=1e-15)
+    for schedule in ({}, {"lr_schedule": "step", "lr_step_size": 1}, {"lr_schedule": "cosine", "lr_total_steps": 9}):
+        warm = two_layers(optimizer="sign_sgd", lr_warm_up=3, **schedule)
+        weights = np.array([1, 4, 9, 9, 9]) / 9
+        expected = weights / weights.cumsum()
+        assert [average_share(warm, t) for t in range(1, 6)] == pytest.approx(expected.tolist(), rel=1e-15)
+
+
 @pytest.mark.parametrize("optimizer", options.OPTIMIZERS)
 def test_first_step_of_the_model(optimizer: str) -> None:
     config = two_layers("tanh", "kl", optimizer=optimizer, learning_rate=0.01, weight_decay=0.5)
@@ -501,12 +527,14 @@ def test_first_step_of_the_model(optimizer: str) -> None:
         start = before[name]
         if optimizer in ("adam", "adamw"):
             move = g / (np.abs(g) + 1e-8)
+        elif optimizer == "sign_sgd":
+            move = np.sign(g)
         else:
             move = {"sgd": 1.0, "momentum": 1.0, "nesterov": 1.9}[optimizer] * g
         if optimizer == "adamw" and name.startswith("W"):
             start = start * (1 - 0.01 * 0.5)
         np.testing.assert_allclose(model.parameters[name], start - 0.01 * move, rtol=1e-12, atol=1e-14)
-    n_moments = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2}[optimizer]
+    n_moments = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "sign_sgd": 1}[optimizer]
     for i, moment in enumerate((model.first_moment, model.second_moment)):
         assert list(moment) == (list(gradients) if i < n_moments else [])
 
@@ -516,7 +544,7 @@ def test_second_step_uses_the_state(optimizer: str) -> None:
     """Two steps of the model equal two bare updates of each parameter."""
     model = randomised(two_layers(optimizer=optimizer, learning_rate=0.01), 12)
     rule = OPTIMIZERS[optimizer]
-    state = {name: (np.zeros_like(p),) * rule.n_moments for name, p in model.parameters.items()}
+    state = {name: rule.first_moments(p) for name, p in model.parameters.items()}
     X, _ = data(12)
     for t in (1, 2):
         _, gradients = model.value_and_gradient(X)

@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_clipping import BY_LENGTH
 from test_parity import BASE_MODELS, D, N, check_training, data, make_engine, parameters_for, two_layers
 
 import fastsae
 from fastsae import DeepAutoencoder, Engine, SparseAutoencoder, StackedClassifier, sweep, trainer
 from fastsae import config as options_of
 from fastsae.reference.schedules import share
-from fastsae.schedules import SCHEDULES, steps_of
+from fastsae.schedules import ENDING, SCHEDULES, steps_of
 
 #: One of each, so short that 50 steps see all of it.
 CASES: dict[str, dict[str, Any]] = {
     "warm-up": {"lr_warm_up": 20},
     "cosine": {"lr_schedule": "cosine", "lr_total_steps": 40, "lr_final": 0.1},
     "cosine after a warm-up": {"lr_schedule": "cosine", "lr_total_steps": 45, "lr_warm_up": 10},
+    "linear": {"lr_schedule": "linear", "lr_total_steps": 40, "lr_decay_steps": 15, "lr_final": 0.1},
+    "linear after a warm-up": {"lr_schedule": "linear", "lr_total_steps": 47, "lr_warm_up": 10},
     "step": {"lr_schedule": "step", "lr_step_size": 7, "lr_gamma": 0.5},
     "step after a warm-up": {"lr_schedule": "step", "lr_step_size": 15, "lr_gamma": 0.3, "lr_warm_up": 9},
 }
@@ -66,6 +69,11 @@ def test_golden_shares() -> None:
     assert half == pytest.approx([0.5 + value / 2 for value in cosine], abs=1e-15)
     with_warm_up = shares(9, lr_schedule="cosine", lr_total_steps=8, lr_warm_up=2)
     assert with_warm_up == pytest.approx([0.5, 1.0, *cosine[:7]], abs=1e-15)
+    line: dict[str, Any] = {"lr_schedule": "linear", "lr_total_steps": 6}
+    assert shares(8, **line, lr_decay_steps=4) == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert shares(8, **line, lr_decay_steps=4, lr_final=0.5) == [1.0, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
+    assert shares(7, **line, lr_warm_up=2) == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [share(two_layers(lr_schedule="linear", lr_decay_steps=4, lr_warm_up=2), t, 3) for t in (2, 3)] == [1, 0.25]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,9 +99,9 @@ def test_the_engine_takes_the_rate_of_each_step(optimizer: str, case: str, devic
 @pytest.mark.parametrize(
     ("case", "optimizer", "longest"),
     [
-        (case, options_of.OPTIMIZERS[(i + j) % len(options_of.OPTIMIZERS)], longest)
+        (case, names[(i + j) % len(names)], longest)
+        for j, (longest, names) in enumerate(((None, options_of.OPTIMIZERS), (0.05, BY_LENGTH)))
         for i, case in enumerate(CASES)
-        for j, longest in enumerate((None, 0.05))
     ],
 )
 def test_parity(case: str, optimizer: str, longest: float | None, model: str, dtype: str, device: str) -> None:
@@ -121,24 +129,26 @@ def test_steps_of() -> None:
     assert [steps_of(10, size, 3) for size in (1, 3, 10, 50, None)] == [30, 12, 3, 3, 3]
 
 
+@pytest.mark.parametrize("name", ENDING)
 @pytest.mark.parametrize("extra", [{}, {"validation_fraction": 0.25}, {"batch_size": None}])
-def test_the_cosine_of_fit_ends_with_its_last_epoch(extra: dict[str, Any]) -> None:
+def test_the_schedule_of_fit_ends_with_its_last_epoch(extra: dict[str, Any], name: str) -> None:
     X = rows()
     trained = 45 if "validation_fraction" in extra else 60
     total = steps_of(trained, extra.get("batch_size", 16), 4)
-    one = make(lr_schedule="cosine", **extra).fit(X)
+    one = make(lr_schedule=name, **extra).fit(X)
     assert one._engine.steps == one._engine.total_steps == total
-    assert state(one) == state(make(lr_schedule="cosine", lr_total_steps=total, **extra).fit(X))
-    assert state(one) != state(make(lr_schedule="cosine", lr_total_steps=total + 1, **extra).fit(X))
+    assert state(one) == state(make(lr_schedule=name, lr_total_steps=total, **extra).fit(X))
+    assert state(one) != state(make(lr_schedule=name, lr_total_steps=total + 1, **extra).fit(X))
 
 
-def test_an_engine_must_be_told_where_the_cosine_ends(device: str) -> None:
-    config = two_layers(lr_schedule="cosine")
+@pytest.mark.parametrize("name", ENDING)
+def test_an_engine_must_be_told_where_the_schedule_ends(name: str, device: str) -> None:
+    config = two_layers(lr_schedule=name)
     engine = make_engine(config, parameters_for(config), device)
     X = data(N, D)
     assert engine.total_steps is None
     for call in (engine.step, engine.run_epoch):
-        with pytest.raises(ValueError, match=r"^lr_total_steps: lr_schedule='cosine' needs the number of all steps"):
+        with pytest.raises(ValueError, match=f"^lr_total_steps: lr_schedule='{name}' needs the number of all steps"):
             call(X)
     assert engine.steps == 0
     engine.gradient(X)  # takes no step
@@ -147,7 +157,7 @@ def test_an_engine_must_be_told_where_the_cosine_ends(device: str) -> None:
             engine.total_steps = value  # type: ignore[assignment]
     engine.total_steps = 5
     engine.step(X)
-    told = make_engine(two_layers(lr_schedule="cosine", lr_total_steps=5), parameters_for(config), device)
+    told = make_engine(two_layers(lr_schedule=name, lr_total_steps=5), parameters_for(config), device)
     assert told.total_steps == 5
     told.step(X)
     copied = pickle.loads(pickle.dumps(engine))
@@ -155,21 +165,22 @@ def test_an_engine_must_be_told_where_the_cosine_ends(device: str) -> None:
     for one in (engine, copied):
         one.step(X)
     told.step(X)
-    for name in told.state_names():
-        np.testing.assert_array_equal(engine.get(name), told.get(name))
-        np.testing.assert_array_equal(copied.get(name), told.get(name))
+    for tensor in told.state_names():
+        np.testing.assert_array_equal(engine.get(tensor), told.get(tensor))
+        np.testing.assert_array_equal(copied.get(tensor), told.get(tensor))
 
 
-def test_partial_fit_needs_the_end_of_the_cosine() -> None:
+@pytest.mark.parametrize("name", ENDING)
+def test_partial_fit_needs_the_end_of_the_schedule(name: str) -> None:
     X = rows()
-    model = make(lr_schedule="cosine")
+    model = make(lr_schedule=name)
     with pytest.raises(ValueError, match=r"^lr_total_steps: expected an integer: partial_fit does not know"):
         model.partial_fit(X)
     assert not hasattr(model, "components_")
     model.set_params(lr_total_steps=16)
     for _ in range(4):
         model.partial_fit(X)
-    assert state(model) == state(make(lr_schedule="cosine").fit(X))
+    assert state(model) == state(make(lr_schedule=name).fit(X))
     # Other schedules know no end.
     stepped = make(lr_schedule="step", lr_step_size=5, lr_warm_up=3)
     for _ in range(4):
@@ -192,7 +203,18 @@ def test_lbfgs_refuses(name: str, value: Any) -> None:
 def test_a_cosine_must_be_longer_than_its_warm_up() -> None:
     with pytest.raises(ValueError, match=r"^lr_total_steps: expected more than lr_warm_up=9, got 9"):
         make(lr_schedule="cosine", lr_total_steps=9, lr_warm_up=9).fit(rows())
+    with pytest.raises(ValueError, match=r"^lr_total_steps: expected more than lr_warm_up=9, got 9"):
+        make(lr_schedule="linear", lr_total_steps=9, lr_warm_up=9).fit(rows())
     make(lr_schedule="step", lr_total_steps=9, lr_warm_up=9).fit(rows())  # which does not end
+
+
+def test_steps_of_decay_without_a_line_or_too_many() -> None:
+    with pytest.raises(ValueError, match=r"^lr_decay_steps: a number needs lr_schedule='linear', got 'cosine'"):
+        make(lr_schedule="cosine", lr_decay_steps=3).fit(rows())
+    line = {"lr_schedule": "linear", "lr_total_steps": 9, "lr_warm_up": 4}
+    with pytest.raises(ValueError, match=r"^lr_decay_steps: expected at most lr_total_steps - lr_warm_up = 5, got 6"):
+        make(**line, lr_decay_steps=6).fit(rows())
+    assert state(make(**line, lr_decay_steps=5).fit(rows())) == state(make(**line).fit(rows()))
 
 
 # --- resuming ---
@@ -200,11 +222,16 @@ def test_a_cosine_must_be_longer_than_its_warm_up() -> None:
 
 @pytest.mark.parametrize("stop", [1, 6, 9])
 @pytest.mark.parametrize("case", CASES)
-def test_resume_in_the_middle(case: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("solver", ["nesterov", "sign_sgd"])
+def test_resume_in_the_middle(
+    solver: str, case: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An interrupt after any number of steps, in the middle of an epoch too: the same bits in the end."""
-    X, options = rows(), {**CASES[case], "checkpoint": tmp_path / "model", "solver": "nesterov"}
+    X, options = rows(), {**CASES[case], "checkpoint": tmp_path / "model", "solver": solver}
     if "lr_total_steps" in options:
         options["lr_total_steps"] = None if stop == 6 else 14
+    if "lr_decay_steps" in options:
+        options["lr_decay_steps"] = 7
     whole = make(**{**options, "checkpoint": None}).fit(X)
     monkeypatch.setattr(trainer, "_MOST_BATCHES_PER_PIECE", 1)
     run, calls = Engine.run_epoch, itertools.count()
@@ -262,6 +289,7 @@ def test_each_part_of_a_deep_autoencoder_has_a_schedule_of_its_own() -> None:
 def test_a_sweep_over_schedules() -> None:
     X = rows()
     grid = [{"lr_schedule": "cosine"}, {"lr_schedule": "step", "lr_step_size": 3}, {"lr_warm_up": 5}]
+    grid += [{"lr_schedule": "linear", "lr_decay_steps": 4}, {"solver": "sign_sgd", "lr_warm_up": 3}]
     grid += [{"max_grad_norm": 0.01}, {"weight_l1": 0.01}, {"scale": "minmax"}]
     common = {name: value for name, value in make().get_params().items() if name != "verbose"}
     models = sweep(grid, X, **common, verbose=False)

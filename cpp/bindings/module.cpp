@@ -140,8 +140,9 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
                           real("beta1"), real("beta2"),         real("epsilon")};
   optimizer.max_gradient_norm = option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity);
   const auto total_steps = option<std::optional<std::int64_t>>(c, "lr_total_steps");
-  optimizer.schedule = {word("lr_schedule"), whole("lr_warm_up"),   total_steps.value_or(0),
-                        real("lr_final"),    whole("lr_step_size"), real("lr_gamma")};
+  const auto decay_steps = option<std::optional<std::int64_t>>(c, "lr_decay_steps");
+  optimizer.schedule = {word("lr_schedule"),   whole("lr_warm_up"), total_steps.value_or(0), real("lr_final"),
+                        whole("lr_step_size"), real("lr_gamma"),    decay_steps.value_or(0)};
   const Precision precision = precision_from(word("precision"));
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
@@ -149,8 +150,14 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
 }
 
 template <class Owner>
+Tensor tensor_of(const Owner& owner, const std::string& name) {
+  const py::gil_scoped_release release;
+  return owner.tensor(name);
+}
+
+template <class Owner>
 py::array read_tensor(const Owner& owner, const std::string& name) {
-  const Tensor& tensor = owner.tensor(name);
+  const Tensor tensor = tensor_of(owner, name);
   py::array out(numpy_dtype(tensor.dtype), std::vector<py::ssize_t>{tensor.rows, tensor.cols});
   void* to = out.mutable_data();
   {
@@ -161,7 +168,7 @@ py::array read_tensor(const Owner& owner, const std::string& name) {
 }
 
 void write_tensor(Engine& engine, const std::string& name, const py::array& value) {
-  const Tensor& tensor = engine.tensor(name);
+  const Tensor tensor = tensor_of(engine, name);
   FS_REQUIRE(value.ndim() == 2 && value.shape(0) == tensor.rows && value.shape(1) == tensor.cols, name,
              ": expected shape ", tensor.rows, " x ", tensor.cols);
   FS_REQUIRE(value.dtype().equal(numpy_dtype(tensor.dtype)) && (value.flags() & py::array::c_style), name,
@@ -325,7 +332,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
             return score(e, &Engine::score_code, "H", code, e.code_width(), targets);
           },
           py::arg("H"), py::arg("targets"))
-      .def("names", &Engine::names)
+      .def("names", &Engine::names, Released())
       .def("get", &read_tensor<Engine>, py::arg("name"))
       .def("set", &write_tensor, py::arg("name"), py::arg("value"))
       .def("metrics",
@@ -344,6 +351,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("reset_metrics", &Engine::reset_metrics, Released())
       .def_property("steps", py::cpp_function(&Engine::steps, Released()),
                     py::cpp_function(&Engine::set_steps, Released()))
+      .def_property("averaged", py::cpp_function(&Engine::averaged, Released()),
+                    py::cpp_function(&Engine::set_averaged, Released()))
       .def_property("noise_seed", py::cpp_function(&Engine::noise_seed, Released()),
                     py::cpp_function(&Engine::set_noise_seed, Released()))
       .def_property("epoch", py::cpp_function(&Engine::epoch, Released()),

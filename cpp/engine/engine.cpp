@@ -292,13 +292,15 @@ void Engine::explain(const Cost& cost, const Rows& rows) {
 void Engine::run(const Examples& examples, const std::int64_t* order, std::int64_t count,
                  std::int64_t batch) {
   std::unique_lock lock(model_mutex_);
-  FS_REQUIRE(optimizer_.schedule().name != "cosine" || optimizer_.schedule().total_steps > 0,
-             "lr_total_steps: lr_schedule='cosine' needs the number of all steps, and it is not known");
+  const Schedule& schedule = optimizer_.schedule();
+  FS_REQUIRE(!schedule.has_end() || schedule.total_steps > 0, "lr_total_steps: lr_schedule='", schedule.name,
+             "' needs the number of all steps, and it is not known");
   Columns held = std::exchange(columns_, {});
   const Rows all = all_rows(examples, order, count, held);
   for (std::int64_t first = 0; first < count;) {
     if (!lock.owns_lock()) lock.lock();
     try {
+      FS_REQUIRE(!training_parameters_, "averaged: expected False to take steps, got True");
       Rows next = all;
       next.first = first;
       next.count = count - first;

@@ -75,10 +75,14 @@ class Engine {
 
   // Parameters (W1, b1, ...), gradients (gradient.W1, ...), optimiser and model state.
   std::vector<std::string> names() const;
-  const Tensor& tensor(const std::string& name) const;
-  // In the tensor's own type, dense.
+  Tensor tensor(const std::string& name) const;
+  // In the tensor's own type, dense. Writing a parameter starts its average anew.
   void read(const std::string& name, void* to) const;
   void write(const std::string& name, const void* from);
+
+  // Whether parameters are the averages of what an averaging optimiser has learned; steps need them as they were.
+  bool averaged() const;
+  void set_averaged(bool averaged);
 
   std::int64_t steps() const;
   void set_steps(std::int64_t steps);
@@ -121,6 +125,9 @@ class Engine {
     double total_weight() const;
   };
 
+  // Those that have names: training parameters only while averages are in their place.
+  std::vector<const Arena*> arenas() const;
+  const Tensor& find(const std::string& name) const;
   // Scratch for so many rows, with targets of their own or without.
   void reserve(std::int64_t rows, bool targets);
   void reserve_for(const Rows& rows);
@@ -171,6 +178,7 @@ class Engine {
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
   Arena parameters_, gradients_, state_;
+  std::optional<Arena> training_parameters_;  // while their averages are in their place
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;
   std::optional<SmallModel> small_;

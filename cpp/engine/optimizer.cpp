@@ -21,10 +21,22 @@ double Schedule::share(std::int64_t step) const {
   if (step <= warm_up) return static_cast<double>(step) / static_cast<double>(warm_up);
   const std::int64_t after = step - 1 - warm_up;
   if (name == "step") return std::pow(gamma, static_cast<double>(after / step_size));
-  if (name != "cosine") return 1;
-  const std::int64_t length = std::max<std::int64_t>(1, total_steps - warm_up);
-  const double done = std::min(1.0, static_cast<double>(after) / static_cast<double>(length));
+  if (!has_end()) return 1;
+  const std::int64_t all = std::max<std::int64_t>(1, total_steps - warm_up);
+  if (name == "linear") {
+    const double length = static_cast<double>(decay_steps > 0 ? decay_steps : all);
+    const double left = static_cast<double>(total_steps - (step - 1)) / length;
+    return final_share + (1 - final_share) * std::clamp(left, 0.0, 1.0);
+  }
+  const double done = std::min(1.0, static_cast<double>(after) / static_cast<double>(all));
   return final_share + (1 - final_share) * (1 + std::cos(kPi * done)) / 2;
+}
+
+double Schedule::average_share(std::int64_t step) const {
+  const double t = static_cast<double>(step), w = static_cast<double>(warm_up);
+  if (step <= warm_up) return 6 * t / ((t + 1) * (2 * t + 1));  // t^2 of 1 + 4 + ... + t^2
+  const double risen = warm_up > 0 ? (w + 1) * (2 * w + 1) / (6 * w) : 0;
+  return 1 / (risen + t - w);
 }
 
 void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list) {
@@ -48,6 +60,7 @@ void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
   scalars.learning_rate = spec_.learning_rate * spec_.schedule.share(step);
   scalars.adam_rate = scalars.learning_rate / (1 - std::pow(spec_.beta1, t));
   scalars.root_correction = 1 / std::sqrt(1 - std::pow(spec_.beta2, t));
+  scalars.average_share = spec_.schedule.average_share(step);
   scalars.max_gradient_norm = spec_.max_gradient_norm;
 }
 
@@ -55,6 +68,20 @@ void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory
   updates_.clear();
   for (std::size_t i = 0; i < parameters.size(); ++i)
     updates_.push_back({*parameters[i].value, update(parameters[i], i, memory)});
+  backend_.map_each(updates_);
+}
+
+bool Optimizer::averages() const { return spec_.name == SignSgdStep::name; }
+
+void Optimizer::average(const std::vector<Parameter>& parameters) {
+  updates_.clear();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    with_scalar(parameters[i].value->dtype, [&](auto s) {
+      using S = decltype(s);
+      const auto back = static_cast<S>(1 - 1 / spec_.momentum);
+      updates_.push_back({*parameters[i].value, as_kernel(Average<S>{iterate(i).view<const S>(), back})});
+    });
+  }
   backend_.map_each(updates_);
 }
 

@@ -12,19 +12,23 @@ namespace fastsae {
 
 // By what the learning rate of a step is multiplied; python/fastsae/schedules.py has the meanings.
 struct Schedule {
-  std::string name = "constant";  // or cosine, step
+  std::string name = "constant";  // or cosine, linear, step
   std::int64_t warm_up = 0;
-  std::int64_t total_steps = 0;  // of the cosine; 0 as long as it is not known
-  double final_share = 0;        // of the cosine
+  std::int64_t total_steps = 0;  // of the cosine and the line; 0 as long as it is not known
+  double final_share = 0;        // of both
   std::int64_t step_size = 1;
   double gamma = 1;
+  std::int64_t decay_steps = 0;  // of the line; 0: all after the warm-up
 
   // The share of step number `step`, which counts from 1.
   double share(std::int64_t step) const;
+  bool has_end() const { return name == "cosine" || name == "linear"; }
+  // What an average by the square of the largest rate so far gives to that step. No schedule passes its warm-up's end.
+  double average_share(std::int64_t step) const;
 };
 
 struct OptimizerSpec {
-  std::string name;  // sgd, momentum, nesterov, adam, adamw
+  std::string name;  // sgd, momentum, nesterov, adam, adamw, sign_sgd
   double learning_rate, momentum, beta1, beta2, epsilon;
   double max_gradient_norm = std::numeric_limits<double>::infinity();
   Schedule schedule = {};
@@ -41,6 +45,13 @@ class Optimizer {
   void apply(const std::vector<Parameter>& parameters, const StepMemory& memory);
   // The update of the parameter at this place of the list.
   Kernel update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const;
+
+  // Whether its parameters are not yet what it has learned: their average is.
+  bool averages() const;
+  // Puts the averages in the place of the parameters.
+  void average(const std::vector<Parameter>& parameters);
+  // What this parameter's steps have led to, where they are averaged.
+  const Tensor& iterate(std::size_t index) const { return *moments_[index].first; }
 
   double learning_rate() const { return spec_.learning_rate; }
   void set_learning_rate(double rate) { spec_.learning_rate = rate; }

@@ -9,29 +9,77 @@ constexpr double kHeldShare = 0.7;  // of free memory that held rows may take
 
 }  // namespace
 
+std::vector<const Arena*> Engine::arenas() const {
+  std::vector<const Arena*> arenas{&parameters_, &gradients_, &state_};
+  if (training_parameters_) arenas.push_back(&*training_parameters_);
+  return arenas;
+}
+
 std::vector<std::string> Engine::names() const {
+  const std::shared_lock lock(model_mutex_);
   std::vector<std::string> names;
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
+  for (const Arena* arena : arenas()) {
     for (const Arena::Named& named : arena->tensors()) names.push_back(named.name);
   }
   return names;
 }
 
-const Tensor& Engine::tensor(const std::string& name) const {
-  for (const Arena* arena : {&parameters_, &gradients_, &state_}) {
+const Tensor& Engine::find(const std::string& name) const {
+  for (const Arena* arena : arenas()) {
     if (const Tensor* found = arena->find(name)) return *found;
   }
   throw ValueError(text("name: no tensor is called '", name, "'"));
 }
 
+Tensor Engine::tensor(const std::string& name) const {
+  const std::shared_lock lock(model_mutex_);
+  return find(name);
+}
+
 void Engine::read(const std::string& name, void* to) const {
   const std::shared_lock lock(model_mutex_);
-  backend_->read(tensor(name), to);
+  backend_->read(find(name), to);
 }
 
 void Engine::write(const std::string& name, const void* from) {
   const std::unique_lock lock(model_mutex_);
-  backend_->write(tensor(name), from);
+  const Tensor& to = find(name);
+  backend_->write(to, from);
+  const std::vector<Parameter>& parameters = model_->parameters();
+  for (std::size_t i = 0; optimizer_.averages() && i < parameters.size(); ++i) {
+    if (parameters[i].value != &to) continue;
+    backend_->copy(optimizer_.iterate(i), to);
+    if (training_parameters_) backend_->copy(*training_parameters_->find("training." + name), to);
+  }
+}
+
+bool Engine::averaged() const {
+  const std::shared_lock lock(model_mutex_);
+  return training_parameters_.has_value();
+}
+
+void Engine::set_averaged(bool averaged) {
+  const std::unique_lock lock(model_mutex_);
+  if (averaged == training_parameters_.has_value()) return;
+  FS_REQUIRE(optimizer_.averages(), "averaged: this optimizer keeps no average of the parameters");
+  const auto held = [&](const Arena::Named& named) -> const Tensor& {
+    return *training_parameters_->find("training." + named.name);
+  };
+  if (!averaged) {
+    for (const Arena::Named& named : parameters_.tensors()) backend_->copy(named.tensor, held(named));
+    backend_->finish();  // before their memory goes
+    training_parameters_.reset();
+    return;
+  }
+  Arena made;
+  for (const Arena::Named& named : parameters_.tensors()) {
+    const Tensor& p = named.tensor;
+    made.declare("training." + named.name, p.rows, p.cols, p.dtype);
+  }
+  made.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
+  training_parameters_ = std::move(made);
+  for (const Arena::Named& named : parameters_.tensors()) backend_->copy(held(named), named.tensor);
+  optimizer_.average(model_->parameters());
 }
 
 std::int64_t Engine::steps() const {

@@ -115,6 +115,20 @@ struct Update {
   }
 };
 
+// What schedule-free steps have averaged, in place of the parameter they go on from.
+template <class S>
+struct Average {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::each;
+  static constexpr int sums = 0;
+  View<const S> z;
+  S back;
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S p, S*) const {
+    return SignSgdStep::average(p, z(row, col), back);
+  }
+};
+
 // Closes a step: scales its sums to the parts of J, and adds them to the log unless something is not finite.
 struct CloseStep {
   using Scalar = double;

@@ -95,7 +95,8 @@ using KernelsOf = Concat<
     ContractionKernels<S>,
     SoftmaxKernels<S>,
     WinnerKernels<S>,
-    UpdateKernels<S>>;
+    UpdateKernels<S>,
+    TypeList<Average<S>>>;
 // clang-format on
 
 using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRow>>;

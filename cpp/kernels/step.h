@@ -11,6 +11,7 @@ struct StepScalars {
   double learning_rate;
   double adam_rate;          // learning rate / (1 - beta1^t)
   double root_correction;    // 1 / sqrt(1 - beta2^t)
+  double average_share;      // of this step in the average of all; 1 in the first
   double total;              // total weight of the batch
   double seed;               // of the noise
   double epoch;              // noise is fresh in each

@@ -1,4 +1,4 @@
-// One parameter's update from its gradient, in PyTorch's form. m and v are the running moments.
+// One parameter's update from its gradient, in PyTorch's form. m and v are what is kept between steps.
 // Every scalar is computed in double, 1 - beta included.
 #pragma once
 
@@ -84,6 +84,37 @@ struct AdamStep {
   }
 };
 
-using OptimizerSteps = TypeList<SgdStep, MomentumStep, NesterovStep, AdamStep>;
+// Steps of one length along the signs of the gradient (Bernstein et al., signSGD, 2018), averaged without a schedule
+// (Defazio et al., The Road Less Scheduled, 2024): z takes the steps, x is the mean of where z has been, and p lies
+// between the two. Of x and z only z is kept: p and z tell x.
+struct SignSgdStep {
+  static constexpr const char* name = "sign_sgd";
+  static constexpr int moments = 1;
+  template <class S>
+  struct Scalars {
+    S rate;
+    S share;    // of the new z in the mean
+    S forward;  // 1 - momentum: p = x + forward (z - x)
+    S back;     // 1 - 1 / momentum: x = p + back (z - p)
+  };
+  template <class S, class Step>
+  FS_HD static Scalars<S> at_step(const OptimizerConstants& c, const Step& step) {
+    return {static_cast<S>(step.learning_rate), static_cast<S>(step.average_share),
+            static_cast<S>(1 - c.momentum), static_cast<S>(1 - 1 / c.momentum)};
+  }
+  template <class S>
+  FS_HD static S average(S p, S z, S back) {
+    return p + back * (z - p);
+  }
+  template <class S>
+  FS_HD static S next(S p, S g, S& z, S&, const Scalars<S>& c) {
+    const S before = average(p, z, c.back);
+    z = z - c.rate * (S(g > 0) - S(g < 0));
+    const S x = before + c.share * (z - before);
+    return x + c.forward * (z - x);
+  }
+};
+
+using OptimizerSteps = TypeList<SgdStep, MomentumStep, NesterovStep, AdamStep, SignSgdStep>;
 
 }  // namespace fastsae

@@ -59,6 +59,7 @@ class DeviceArray:
         Sizes, as a tuple of int.
         """
 class Engine:
+    averaged: bool
     def __init__(self, config: dict, device: str, full_batch_rows: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         ...
     def borrow(self, name: str, tensor: typing.Any, integers: bool = False) -> DeviceArray:

@@ -17,13 +17,13 @@ from sklearn.utils.validation import _check_sample_weight, check_array, check_is
 from fastsae import checkpoint as _checkpoint
 from fastsae._core import DeviceArray, bf16_unit, is_readable
 from fastsae.arrays import Rows, as_array, is_elsewhere
-from fastsae.checks import check_integer
+from fastsae.checks import check_choice, check_integer
 from fastsae.config import Config, Layer, TrainingConfig
 from fastsae.engine import Engine
 from fastsae.initializers import initialize
 from fastsae.jacobian import jacobian_norm
 from fastsae.process import devices
-from fastsae.scaling import Scaler
+from fastsae.scaling import COLUMN_SCALES, Scaler
 from fastsae.stores import ArrayStore, pieces
 from fastsae.trainer import Callback, Progress, Trainer, TrainerState, check_combination, check_values
 
@@ -54,6 +54,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     callback: Callback | None
     verbose: bool
     scale: str | None
+    _scales: tuple[str, ...] = COLUMN_SCALES  # that `scale` may name
     _scaler: Scaler | None = None  # of the rows that training began with
 
     def _take(self, options: dict[str, Any]) -> None:
@@ -149,6 +150,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     def _training_config(self) -> TrainingConfig:
         training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
         training.validate()
+        if self.scale is not None:
+            check_choice("scale", self.scale, self._scales)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
@@ -362,11 +365,13 @@ class Network(BaseEstimator):  # type: ignore[misc]
         _refuse_device("H", rows, scaler.kind)
         assert isinstance(rows, np.ndarray)
         target: Any = self._engine.output_for(rows, None if out is None else as_array("out", out), n_cols)
+        if invert and not scaled:
+            scaler.check_inverse()
         blocks = self._blocks_of(rows) if scaled else ((piece, rows[piece]) for piece in pieces(len(rows)))
         for piece, block in blocks:
             compute(block, target[piece])
             if invert:
-                scaler.invert(target[piece])
+                scaler.invert(target[piece], rows[piece] if scaled else None)
         return target if out is None else out
 
     def _check_shape(self, X: Any, reset: bool) -> None:

@@ -20,7 +20,7 @@ from sklearn.base import clone
 
 from fastsae._core import DeviceError
 from fastsae.checks import check_choice, check_integer
-from fastsae.config import SCALES, Config
+from fastsae.config import Config
 from fastsae.engine import Engine
 from fastsae.scaling import Scaler
 from fastsae.trainer import TrainerState
@@ -87,6 +87,7 @@ def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
         "parameters": json.dumps(_plain_parameters(estimator)),
         "config": json.dumps(engine.config.to_dict()),
         "steps": json.dumps(engine.steps),
+        "averaged": json.dumps(int(engine.averaged)),
         "trainer": json.dumps(state.to_dict()),
         "feature_names": _feature_names(estimator),
         "more": json.dumps(estimator._more_state()),
@@ -276,6 +277,7 @@ def _restore(header: _Header, file: Any) -> Network:
     except TypeError as error:
         raise ValueError(f"its header entry 'parameters': {error}") from None
     engine = _engine_here(config, estimator)
+    engine.averaged = header.json("averaged", int, 0) != 0
     others = (*(f"{part}." for part in parts), *((_AROUND,) if header.has("around") else ()))
     stored = {key for key in file.keys() if not key.startswith(others)}  # noqa: SIM118
     kind_of_scale = header.json("scale", str, "")
@@ -286,7 +288,7 @@ def _restore(header: _Header, file: Any) -> Network:
         raise ValueError(f"tensor {missing[0]!r} is missing")
     if unknown := sorted(stored - wanted - best - set(scaling)):
         raise ValueError(f"tensor {unknown[0]!r} is unknown")
-    for tensor in wanted:
+    for tensor in engine.state_names():  # in this order: a parameter that is set begins its average anew
         engine.set(tensor, _stored(file, tensor, engine.get(tensor)))
     steps = header.json("steps", int)
     check_integer("steps", steps, 0)
@@ -297,7 +299,7 @@ def _restore(header: _Header, file: Any) -> Network:
         }
     estimator._adopt(engine, state)
     if kind_of_scale:
-        check_choice("scale", kind_of_scale, SCALES)
+        check_choice("scale", kind_of_scale, kind._scales)
         center, scale = (_stored(file, name, like) for name, like in scaling.items())
         if (scale <= 0).any():
             raise ValueError(f"tensor {_SCALER}scale: expected positive numbers")

@@ -39,6 +39,7 @@ from fastsae.layers import (
     layer_to_dict,
 )
 from fastsae.optimizer import DTYPES, OPTIMIZERS, PRECISIONS, OptimizerConfig, check_precision, plain
+from fastsae.scaling import SCALES
 
 __all__ = [
     "ACTIVATIONS",
@@ -68,7 +69,6 @@ LOSS_REDUCTIONS = ("ufldl", "sum", "mean")
 RHO_HATS = ("batch", "ema", "full")
 SOLVERS = (*OPTIMIZERS, "lbfgs")
 INITIALIZERS = ("cs294a", "glorot", "he")
-SCALES = ("zscore", "minmax")
 CORRUPTIONS = ("none", "masking", "gaussian", "salt_and_pepper")
 #: Those that say of each element whether it is corrupted.
 REPLACING_CORRUPTIONS = ("masking", "salt_and_pepper")
@@ -385,7 +385,7 @@ class TrainingConfig:
 
     Attributes
     ----------
-    solver : {"sgd", "momentum", "nesterov", "adam", "adamw", "lbfgs"}
+    solver : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd", "lbfgs"}
         A mini-batch optimiser, or SciPy's full-batch L-BFGS over fastsae's value and gradient.
     batch_size : int or None
         Rows per step; the last, shorter batch of an epoch is kept. None means all rows at once.
@@ -404,8 +404,9 @@ class TrainingConfig:
         Least improvement, relative to the best loss, that counts.
     init : {"cs294a", "glorot", "he"}
         First weights, drawn by NumPy; biases start at 0. See :mod:`fastsae.initializers`.
-    scale : {"zscore", "minmax"} or None
-        What is done to each column of X before the model sees it; see :mod:`fastsae.scaling`.
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm", "row_norm", "layer_norm"} or None
+        What is done to X before the model sees it; see :mod:`fastsae.scaling`. The last two are for models of
+        activations: layered estimators refuse them, because a code alone does not tell how to undo them.
     """
 
     solver: str = "adam"

@@ -42,16 +42,16 @@ class DenoisingAutoencoder(SparseAutoencoder):
         ``cross_entropy``, the usual loss for X in [0, 1], needs the sigmoid output.
     tied : bool
         W2 is the transpose of W1.
-    solver : {"adam", "adamw", "sgd", "momentum", "nesterov"}
+    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "sign_sgd"}
         Not ``lbfgs``, which needs a cost that stays the same.
     penalty, rho, beta, rho_hat, rho_hat_decay
         Sparsity of the hidden layer; none by default.
     contraction, contraction_hessian, contraction_noise
         Penalties on the Jacobian of the code; none by default.
     activation, output_activation, weight_decay, weight_l1, loss_reduction, learning_rate, momentum, beta1, beta2, \
-epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, \
-max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, scale, dtype, precision, \
-device, random_state, checkpoint, checkpoint_every, callback, verbose
+epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, \
+batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, scale, dtype, \
+precision, device, random_state, checkpoint, checkpoint_every, callback, verbose
         As for :class:`fastsae.SparseAutoencoder`.
 
     Attributes
@@ -103,6 +103,7 @@ device, random_state, checkpoint, checkpoint_every, callback, verbose
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
         lr_total_steps: int | None = Config.lr_total_steps,
+        lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,
         lr_step_size: int = Config.lr_step_size,
         lr_gamma: float = Config.lr_gamma,

@@ -27,7 +27,7 @@ from fastsae.arrays import (
     rows_for,
     target_for,
 )
-from fastsae.checks import check_integer, check_real
+from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
@@ -92,8 +92,23 @@ class Engine:
         self.config = dataclasses.replace(self.config, learning_rate=float(value))
 
     @property
+    def averaged(self) -> bool:
+        """Whether the parameters are what an averaging optimiser has learned, x, instead of where it goes on, y.
+
+        True puts the averages of ``optimizer="sign_sgd"`` in the place of the parameters, which until then are
+        ``training.W1, ...``, and no step can be taken; False brings them back, bit for bit. Both are one pass over the
+        parameters. Other optimisers keep no average and raise ValueError.
+        """
+        return self._core.averaged
+
+    @averaged.setter
+    def averaged(self, value: bool) -> None:
+        check_bool("averaged", value)
+        self._core.averaged = bool(value)
+
+    @property
     def total_steps(self) -> int | None:
-        """Number of the step with which ``lr_schedule="cosine"`` ends; None where it is not known."""
+        """Number of the step with which a cosine or linear `lr_schedule` ends; None where it is not known."""
         return self._core.total_steps or None
 
     @total_steps.setter
@@ -370,8 +385,8 @@ class Engine:
         """Names for `get` and `set`.
 
         Parameters ``W1, b1, W2, ...`` (``W`` of shape (units, inputs); a tied decoder has none), gradients
-        ``gradient.W1, ...``, optimiser state ``first_moment.W1, second_moment.W1, ...``, and with
-        ``rho_hat='ema'`` the averages ``rho_hat1, ...``.
+        ``gradient.W1, ...``, optimiser state ``first_moment.W1, second_moment.W1, ...`` (z of ``sign_sgd``), and with
+        ``rho_hat='ema'`` the averages ``rho_hat1, ...``. While `averaged`, also ``training.W1, ...``.
         """
         return self._core.names()
 
@@ -389,7 +404,7 @@ class Engine:
         return value if name.rpartition(".")[2].startswith("W") else value.reshape(-1)
 
     def set(self, name: str, value: ArrayLike) -> None:
-        """Overwrite a tensor.
+        """Overwrite a tensor. Where parameters are averaged, one that is set starts its average anew.
 
         Raises
         ------
@@ -441,6 +456,7 @@ class Engine:
             "config": self.config,
             "device": self.device,
             "full_batch_rows": self._full_batch_rows,
+            "averaged": self.averaged,
             "steps": self.steps,
             "total_steps": self.total_steps,
             "noise": (self.noise_seed, self.epoch),
@@ -453,7 +469,8 @@ class Engine:
         except DeviceError:  # a model of a GPU or a precision that is not here
             config = dataclasses.replace(state["config"], precision="full")
             self.__init__(config, "auto", state["full_batch_rows"])  # type: ignore[misc]
-        self.set_parameters(state["tensors"])
+        self.averaged = state["averaged"]
+        self.set_parameters(state["tensors"])  # in the order of `names`: a parameter before what belongs to it
         self.steps = state["steps"]
         if state["total_steps"] is not None:
             self.total_steps = state["total_steps"]

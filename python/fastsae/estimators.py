@@ -59,19 +59,19 @@ class SparseAutoencoder(Autoencoder):
         Weights of the loss on corrupted elements and on the others; see :class:`fastsae.Config`.
     tied : bool
         W2 is the transpose of W1.
-    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
+    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "sign_sgd", "lbfgs"}
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    lr_schedule : {"constant", "cosine", "step"}
+    lr_schedule : {"constant", "cosine", "linear", "step"}
         How the learning rate changes from step to step, after `lr_warm_up` steps in which it rises linearly; see
         :mod:`fastsae.schedules` for the formulas. Not with ``solver="lbfgs"``.
-    lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma
-        Of the schedule; see :class:`fastsae.Config`. ``cosine`` ends with `max_epochs` unless `lr_total_steps` says
-        where, which `partial_fit` needs.
+    lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma
+        Of the schedule; see :class:`fastsae.Config`. ``cosine`` and ``linear`` end with `max_epochs` unless
+        `lr_total_steps` says where, which `partial_fit` needs.
     max_grad_norm : float or None
         Longest gradient of J, decay included, that the optimiser takes; a longer one is scaled down to it. Not with
-        ``solver="lbfgs"``. `gradient_norm` of the history is that before.
+        ``solver="lbfgs"`` or ``"sign_sgd"``. `gradient_norm` of the history is that before.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs : int
@@ -86,11 +86,12 @@ class SparseAutoencoder(Autoencoder):
         Patience in epochs, and the least relative improvement.
     init : {"cs294a", "glorot", "he"}
         First weights.
-    scale : {"zscore", "minmax"} or None
-        Standardise each column of X, or bring it to [0, 1], before the model sees it, by `center_` and `scale_` of the
-        rows of `fit` (of the first call of `partial_fit`); see :mod:`fastsae.scaling`. ``zscore`` needs
-        ``output_activation="identity"``. `reconstruct` and `inverse_transform` give X's own units; losses, scores and
-        weights are those of scaled rows. X must be in host memory.
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
+        Standardise each column of X, bring it to [0, 1], or give rows a certain length on average, before the model
+        sees them, by `center_` and `scale_` of the rows of `fit` (of the first call of `partial_fit`); see
+        :mod:`fastsae.scaling`. All but ``minmax`` need ``output_activation="identity"``. `reconstruct` and
+        `inverse_transform` give X's own units; losses, scores and weights are those of scaled rows. X must be in host
+        memory.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
     precision : {"full", "tf32", "bf16"}
@@ -174,6 +175,7 @@ class SparseAutoencoder(Autoencoder):
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
         lr_total_steps: int | None = Config.lr_total_steps,
+        lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,
         lr_step_size: int = Config.lr_step_size,
         lr_gamma: float = Config.lr_gamma,

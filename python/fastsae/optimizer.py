@@ -11,7 +11,9 @@ from typing import Any
 from fastsae.checks import check_choice, check_real, is_bool
 from fastsae.schedules import check_schedule
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd")
+#: Those whose parameters are averaged: what is learned is the average.
+AVERAGING = ("sign_sgd",)
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "tf32", "bf16")
 
@@ -22,25 +24,35 @@ class OptimizerConfig:
 
     Attributes
     ----------
-    optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}
-        In PyTorch's form.
+    optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd"}
+        The first five in PyTorch's form. ``sign_sgd`` steps along the signs of the gradient g (Bernstein et al.,
+        "signSGD", 2018) and averages without a schedule (Defazio et al., "The Road Less Scheduled", 2024), as
+        sparsify's "signum" does: ``z <- z - lr sign(g)``, ``x <- (1 - c) x + c z``, and the next gradient is that at
+        ``y = momentum x + (1 - momentum) z``. Step t has the share ``c = s_t^2 / (s_1^2 + ... + s_t^2)`` with
+        ``s_t = min(1, t / lr_warm_up)``. A trained estimator is x, and its training goes on from y and z; of an
+        :class:`fastsae.Engine` `averaged` says which of the two its parameters are.
     learning_rate, momentum, beta1, beta2, epsilon : float
-        Constants of the optimisers. `momentum` serves momentum and nesterov; the last three Adam and AdamW.
-    lr_schedule : {"constant", "cosine", "step"}
+        Constants of the optimisers. `momentum` serves momentum, nesterov and sign_sgd, where it is in [0.5, 1), because
+        x is found from y and z by a division by it; the last three serve Adam and AdamW.
+    lr_schedule : {"constant", "cosine", "linear", "step"}
         How the learning rate changes from step to step; see :mod:`fastsae.schedules` for the formulas.
     lr_warm_up : int
         Steps in which the rate first rises linearly to `learning_rate`, >= 0; for every schedule.
     lr_total_steps : int or None
-        Steps, warm-up included, after which ``cosine`` is at its end. None takes those of `max_epochs`; with
-        `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later (`total_steps`).
+        Steps, warm-up included, after which ``cosine`` and ``linear`` are at their end. None takes those of
+        `max_epochs`; with `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later
+        (`total_steps`).
+    lr_decay_steps : int or None
+        The last steps of ``linear``, in which the rate falls, >= 1; None means all after the warm-up.
     lr_final : float
-        Share of `learning_rate` that ``cosine`` ends with, in [0, 1].
+        Share of `learning_rate` that ``cosine`` and ``linear`` end with, in [0, 1].
     lr_step_size, lr_gamma : int, float
         ``step`` multiplies the rate by `lr_gamma`, in (0, 1], every `lr_step_size` steps.
     max_grad_norm : float or None
         Longest gradient that the optimiser takes, > 0: with the norm ``n = |dJ/dtheta|`` of the gradient of J by all
         parameters, decay included, the gradient is multiplied by ``min(1, max_grad_norm / n)`` (Pascanu et al., 2013;
-        PyTorch's ``clip_grad_norm_``, which adds 1e-6 to n). None takes every gradient as it is.
+        PyTorch's ``clip_grad_norm_``, which adds 1e-6 to n). None takes every gradient as it is. Not for ``sign_sgd``,
+        to which the length of a gradient means nothing.
     dtype : {"float32", "float64"}
         Type of the parameters and of all arithmetic.
     precision : {"full", "tf32", "bf16"}
@@ -58,6 +70,7 @@ class OptimizerConfig:
     lr_schedule: str = "constant"
     lr_warm_up: int = 0
     lr_total_steps: int | None = None
+    lr_decay_steps: int | None = None
     lr_final: float = 0.0
     lr_step_size: int = 1000
     lr_gamma: float = 0.1
@@ -68,13 +81,18 @@ class OptimizerConfig:
     def _validate_optimizer(self) -> None:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_real("learning_rate", self.learning_rate, 0.0)
-        check_real("momentum", self.momentum, 0.0, 1.0, "[)")
+        check_real("momentum", self.momentum, 0.5 if self.optimizer == "sign_sgd" else 0.0, 1.0, "[)")
         check_real("beta1", self.beta1, 0.0, 1.0, "[)")
         check_real("beta2", self.beta2, 0.0, 1.0, "[)")
         check_real("epsilon", self.epsilon, 0.0, math.inf, "()")
         check_schedule(self)
         if self.max_grad_norm is not None:
             check_real("max_grad_norm", self.max_grad_norm, 0.0, math.inf, "()")
+            if self.optimizer == "sign_sgd":
+                raise ValueError(
+                    f"max_grad_norm: 'sign_sgd' takes only the signs of a gradient; expected None, "
+                    f"got {self.max_grad_norm!r}"
+                )
         check_choice("dtype", self.dtype, DTYPES)
         check_precision(self.precision, self.dtype)
 

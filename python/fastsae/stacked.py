@@ -43,18 +43,18 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         mu, >= 0, of the penalty ``mu sum |W|`` on all weights, the softmax layer's too; biases take none.
     head_epochs : int, default 100
         Passes over X, or iterations of ``lbfgs``, for the softmax layer alone.
-    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
+    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "sign_sgd", "lbfgs"}
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+    lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         As of :class:`fastsae.SparseAutoencoder`.
     max_epochs : int
         Passes over X, or iterations of ``lbfgs``, of encoder and softmax layer together. 0 leaves the encoder as it was
         pretrained.
     batch_size, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         Scaling of X, as of :class:`fastsae.SparseAutoencoder`; `autoencoder_` sees scaled rows and has no `scale`.
     dtype : {"float32", "float64"}
         Of parameters, arithmetic and outputs.
@@ -121,6 +121,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
         lr_total_steps: int | None = Config.lr_total_steps,
+        lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,
         lr_step_size: int = Config.lr_step_size,
         lr_gamma: float = Config.lr_gamma,

@@ -16,6 +16,7 @@ from fastsae.arrays import Rows
 from fastsae.checks import check_integer
 from fastsae.config import Config, TrainingConfig
 from fastsae.engine import Engine
+from fastsae.optimizer import AVERAGING
 from fastsae.scaling import Scaler, check_output
 from fastsae.schedules import check_solver, steps_of
 from fastsae.stores import ArrayStore
@@ -170,9 +171,11 @@ class Trainer:
         run = self._run_lbfgs if self.training.solver == "lbfgs" else self._run_epochs
         try:
             run(store, weights, train, validation, until_epoch)
+            self._average(True)
             self.engine.set_parameters(self.state.best_parameters)  # none without early stopping
         finally:
             self._settle()
+            self._average(True)
             if self._save is not None:
                 self._save()
 
@@ -211,6 +214,7 @@ class Trainer:
         chunk_weights, targets, numbers = (weights, self._targets, None) if in_place else self._of(weights, order)
         self.engine.epoch = self.state.epoch
         self.engine.reset_metrics()
+        self._average(False)
         self._began = self.state.rows_done, self.state.piece_sums
         self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights, targets=targets, numbers=numbers)
         self._settle()
@@ -226,6 +230,11 @@ class Trainer:
             self._began, state.rows_done, state.piece_sums = None, rows, sums
         for entries in state.history.values():
             del entries[state.epoch :]
+
+    def _average(self, wanted: bool) -> None:
+        """What an averaging optimiser has learned is what is looked at and kept; its steps need what it was."""
+        if self.engine.config.optimizer in AVERAGING:
+            self.engine.averaged = wanted
 
     def _sums(self) -> dict[str, float]:
         return {name: self.state.sums[name] + self.state.piece_sums[name] for name in _SUMS}
@@ -308,6 +317,7 @@ class Trainer:
 
     def _end_epoch(self, costs: Mapping[str, float], validation: _Examples | None, bar: Any) -> None:
         state = self.state
+        self._average(True)
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in _COST_PARTS}}
         entry["gradient_norm"] = costs["gradient_norm"]
         if validation is not None:

@@ -64,17 +64,17 @@ class VariationalAutoencoder(Autoencoder):
         lambda, >= 0. Biases are not decayed. With ``solver="adamw"`` the decay is decoupled.
     weight_l1 : float
         mu, >= 0, of the penalty ``mu sum |W|``; biases take none.
-    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "lbfgs"}
+    solver : {"adam", "adamw", "sgd", "momentum", "nesterov", "sign_sgd", "lbfgs"}
         ``lbfgs`` keeps one draw for each row, as its cost must not change.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    lr_schedule, lr_warm_up, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+    lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         See :class:`fastsae.SparseAutoencoder`. `lr_warm_up`, in steps, is that of the learning rate.
     batch_size : int or None
         Rows per step; None means all.
     max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
-    scale : {"zscore", "minmax"} or None
+    scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None
         Scaling of X, as of :class:`fastsae.SparseAutoencoder`. Likelihood, `noise_std` and KL are those of scaled rows;
         the scores of a Gaussian likelihood are the densities of X itself, in X's own units.
     dtype, precision
@@ -133,6 +133,7 @@ class VariationalAutoencoder(Autoencoder):
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
         lr_total_steps: int | None = Config.lr_total_steps,
+        lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,
         lr_step_size: int = Config.lr_step_size,
         lr_gamma: float = Config.lr_gamma,

@@ -72,6 +72,16 @@ void trains_as_the_cpu(const Case& c) {
   check(std::fabs(a.sums.loss() - b.sums.loss()) < 1e-9 * std::fabs(b.sums.loss()), name + ": metrics");
   check(a.steps == b.steps && a.rows == b.rows, name + ": counts");
 
+  if (std::string(c.optimizer) == "sign_sgd") {
+    const std::vector<double> iterate = values_of(*serial, "W1");
+    for (Engine* engine : {serial.get(), cpu.get()}) engine->set_averaged(true);
+    check(largest_difference(*serial, *cpu) < 1e-12, name + ": averages");
+    check(values_of(*serial, "W1") != iterate && values_of(*serial, "training.W1") == iterate,
+          name + ": averages are in the place of what they are of");
+    for (Engine* engine : {serial.get(), cpu.get()}) engine->set_averaged(false);
+    check(values_of(*serial, "W1") == iterate, name + ": and it comes back");
+  }
+
   std::vector<double> codes[2], outputs[2], losses[2];
   int which = 0;
   for (Engine* engine : {serial.get(), cpu.get()}) {
@@ -243,7 +253,8 @@ int main() {
                         {"tanh", "kl", "identity", "squared_error", "adamw", false, true},
                         {"relu", "l1", "softplus", "squared_error", "momentum", false, false},
                         {"softplus", "log", "sigmoid", "cross_entropy", "nesterov", true, false},
-                        {"identity", "none", "tanh", "squared_error", "sgd", true, false}};
+                        {"identity", "none", "tanh", "squared_error", "sgd", true, false},
+                        {"sigmoid", "kl", "tanh", "squared_error", "sign_sgd", true, true}};
   for (const Case& c : cases) trains_as_the_cpu(c);
   a_bad_row_stops_the_steps_after_it();
   selects_from_an_encoder(true);

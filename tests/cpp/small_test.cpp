@@ -136,7 +136,7 @@ void every_formula() {
     const bool bounded = std::string(activation) == "sigmoid" || std::string(activation) == "tanh";
     for (const char* penalty : {"none", "l1", "log", "kl"}) {
       if (!bounded && std::string(penalty) == "kl") continue;
-      for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}) {
+      for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd"}) {
         for (const char* output : activations) {
           Case c{activation, penalty, output, "squared_error", optimizer};
           trains_as_the_cpu(c);
@@ -153,9 +153,13 @@ void every_formula() {
 
 // Limits of the gradient far above, about and far below those of these steps.
 void every_update() {
-  const Schedule schedules[] = {
-      {}, {"constant", 6}, {"cosine", 0, 12, 0.1}, {"cosine", 4, 30, 0}, {"step", 2, 0, 0, 3, 0.5}};
-  for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw"}) {
+  const Schedule schedules[] = {{},
+                                {"constant", 6},
+                                {"cosine", 0, 12, 0.1},
+                                {"cosine", 4, 30, 0},
+                                {"linear", 3, 14, 0.1, 1, 1, 8},
+                                {"step", 2, 0, 0, 3, 0.5}};
+  for (const char* optimizer : {"sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd"}) {
     for (const double l1 : {0.0, 0.02}) {
       for (const double longest : {1e9, 0.6, 1e-3}) {
         for (const Schedule& schedule : schedules) {

@@ -80,10 +80,10 @@ class Layered:
             self.ops[number - 1].pool = self.ops[pool - 1]  # type: ignore[attr-defined]
         for name, shape in config.parameter_shapes.items():
             self.parameters[name] = np.zeros(shape, self.dtype)
-        moments: tuple[dict[str, Array], ...] = ({}, {})
-        for moment in moments[: OPTIMIZERS[config.optimizer].n_moments]:
-            moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
-        self.first_moment, self.second_moment = moments
+        self.first_moment: dict[str, Array] = {}
+        self.second_moment: dict[str, Array] = {}
+        for name in self.parameters:
+            self._start_moments(name)
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
         self.total_steps: int | None = None
@@ -98,6 +98,13 @@ class Layered:
             if array.shape != self.parameters[name].shape:
                 raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
             self.parameters[name] = array
+            if OPTIMIZERS[self.config.optimizer].averages:  # which begin where the parameter is
+                self._start_moments(name)
+
+    def averages(self) -> dict[str, Array]:
+        """What has been learned, by parameter: the parameters themselves unless the optimiser averages them."""
+        optimizer, momentum = OPTIMIZERS[self.config.optimizer], float(self.config.momentum)
+        return {name: optimizer.average(p, self._moments(name), momentum) for name, p in self.parameters.items()}
 
     def forward(self, X: ArrayLike) -> list[tuple[Array, Array]]:
         """``(z_l, a_l)`` of every layer, each [N, units_l]; `X` is [N, d]."""
@@ -198,18 +205,25 @@ class Layered:
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
         self.steps += 1
         optimizer = OPTIMIZERS[self.config.optimizer]
-        states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
         clip = clip_factor(self.config, gradients)
         for name, gradient in gradients.items():
             decay = self._decay(name) if name.startswith("W") else 0.0
             scalars = StepScalars.at(self.config, self.steps, decay, self.total_steps)
             gradient = clip * gradient
-            moments = tuple(state[name] for state in states)
-            p, moments = optimizer.update(self.parameters[name], gradient, moments, scalars)
+            p, moments = optimizer.update(self.parameters[name], gradient, self._moments(name), scalars)
             self.parameters[name] = p
-            for state, moment in zip(states, moments, strict=True):
-                state[name] = moment
+            self._keep_moments(name, moments)
         return parts
+
+    def _moments(self, name: str) -> tuple[Array, ...]:
+        return tuple(state[name] for state in (self.first_moment, self.second_moment) if name in state)
+
+    def _keep_moments(self, name: str, moments: tuple[Array, ...]) -> None:
+        for state, moment in zip((self.first_moment, self.second_moment), moments, strict=False):
+            state[name] = moment
+
+    def _start_moments(self, name: str) -> None:
+        self._keep_moments(name, OPTIMIZERS[self.config.optimizer].first_moments(self.parameters[name]))
 
     def _batch(
         self, X: ArrayLike, sample_weight: ArrayLike | None, targets: ArrayLike | None, numbers: ArrayLike | None

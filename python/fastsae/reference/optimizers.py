@@ -1,4 +1,4 @@
-"""One update of one parameter array, in PyTorch's form (``torch.optim``).
+"""One update of one parameter array, in PyTorch's form (``torch.optim``) where it is an optimiser of PyTorch's.
 
 Scalars are Python floats: ``1 - beta`` and the bias corrections are computed in double precision also when
 the arrays are float32.
@@ -16,7 +16,7 @@ import numpy as np
 
 from fastsae.optimizer import OptimizerConfig
 from fastsae.reference.activations import Array
-from fastsae.reference.schedules import share
+from fastsae.reference.schedules import average_share, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class StepScalars:
         What AdamW multiplies the parameter by first; 1 for biases.
     correction1, correction2 : float
         Adam's bias corrections ``1 - beta1^t`` and ``sqrt(1 - beta2^t)`` at step t = 1, 2, ...
+    average_share : float
+        Of this step in the average of all.
     """
 
     learning_rate: float
@@ -43,6 +45,7 @@ class StepScalars:
     shrink: float
     correction1: float
     correction2: float
+    average_share: float
 
     @classmethod
     def at(cls, config: OptimizerConfig, t: int, decay: float, total_steps: int | None = None) -> StepScalars:
@@ -58,6 +61,7 @@ class StepScalars:
             shrink=1.0 - rate * decay,
             correction1=1.0 - beta1**t,
             correction2=math.sqrt(1.0 - beta2**t),
+            average_share=average_share(config, t),
         )
 
 
@@ -72,7 +76,7 @@ Moments = tuple[Array, ...]
 
 
 class Optimizer(ABC):
-    """The update of one array from its gradient and its moments, which start at zero.
+    """The update of one array from its gradient and its moments, which start as `first_moments` says.
 
     Attributes
     ----------
@@ -80,10 +84,21 @@ class Optimizer(ABC):
         How many arrays of the parameter's shape are kept between steps: 0, 1 or 2.
     decoupled_decay : bool
         Whether weight decay is part of the update instead of J and its gradient.
+    averages : bool
+        Whether an average of the parameter is what is learned; see `average`.
     """
 
     n_moments: int = 0
     decoupled_decay: bool = False
+    averages: bool = False
+
+    def first_moments(self, p: Array) -> Moments:
+        """The moments before the first step, each of the parameter's shape: zero."""
+        return tuple(np.zeros_like(p) for _ in range(self.n_moments))
+
+    def average(self, p: Array, moments: Moments, momentum: float) -> Array:
+        """What has been learned: the parameter itself, unless it is averaged."""
+        return p
 
     @abstractmethod
     def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
@@ -138,10 +153,34 @@ class AdamW(Adam):
         return super().update(s.shrink * p, g, moments, s)
 
 
+class SignSgd(Optimizer):
+    """Steps ``lr sign(g)`` of z, and x, the average of its places; the parameter is ``y = mu x + (1 - mu) z``.
+
+    x is what is learned (Defazio et al., 2024). It is not kept: y and z tell it. All three start at the same place.
+    """
+
+    n_moments = 1
+    averages = True
+
+    def first_moments(self, p: Array) -> Moments:
+        return (p.copy(),)
+
+    def average(self, p: Array, moments: Moments, momentum: float) -> Array:
+        (z,) = moments
+        return p + (1.0 - 1.0 / momentum) * (z - p)
+
+    def update(self, p: Array, g: Array, moments: Moments, s: StepScalars) -> tuple[Array, Moments]:
+        x = self.average(p, moments, s.momentum)
+        z = moments[0] - s.learning_rate * np.sign(g)
+        x = x + s.average_share * (z - x)
+        return x + (1.0 - s.momentum) * (z - x), (z,)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Sgd(),
     "momentum": Momentum(),
     "nesterov": Nesterov(),
     "adam": Adam(),
     "adamw": AdamW(),
+    "sign_sgd": SignSgd(),
 }
