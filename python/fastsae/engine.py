@@ -31,6 +31,10 @@ from fastsae.checks import check_bool, check_integer, check_real
 from fastsae.config import Config
 from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
+from fastsae.sparse_code import SparseCodeConfig
+
+#: What a model may be made from.
+ModelConfig = Config | SparseCodeConfig
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
@@ -59,11 +63,11 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: Config, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: ModelConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
-        self.config = config
+        self.config: Any = config
         self.device = device
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
@@ -392,7 +396,7 @@ class Engine:
 
     def parameter_names(self) -> list[str]:
         """The names of the parameters."""
-        return [name for name in self.names() if name[0] in "Wb" and "." not in name]
+        return list(self.config.parameter_shapes)
 
     def state_names(self) -> list[str]:
         """The names of all that training continues from, beside `steps`: no gradients."""

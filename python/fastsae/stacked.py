@@ -341,7 +341,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         config = self.autoencoder_._engine.config if fitted else self.autoencoder_._config(n_features)
         if config.n_features != n_features:
             raise ValueError(f"autoencoder: it was fitted on {config.n_features} features, got {n_features}")
-        encoder = config.layers[: config.code_layer]
+        encoder: Any = config.layers[: config.code_layer] if isinstance(config, Config) else ()
         if not encoder or not all(isinstance(layer, LayerConfig) for layer in encoder):
             raise ValueError("autoencoder: expected an encoder of dense layers")
         return (*(LayerConfig(layer.units, layer.activation) for layer in encoder), head)
