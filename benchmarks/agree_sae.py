@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from report import report
-from sae_cases import BATCH, CASES, DIFFERENCES, STEPS, Case, D, Found, K, N, far, problem
+from sae_cases import BATCH, CASES, DIFFERENCES, STEPS, Case, D, Found, N, far, problem
 
 from fastsae import Engine
 from fastsae.reference import SparseCode
@@ -77,7 +77,7 @@ def of_ours(make: Callable[[SparseCodeConfig], Any], case: Case, given: Found, c
 
     Inference of BatchTopK takes a threshold, for which we give one just below the least code that they kept.
     """
-    config = SparseCodeConfig(**case.config)
+    config = case.config
     X, Y = given["X"], given.get("Y")
 
     def made() -> Any:
@@ -111,7 +111,7 @@ def of_theirs(cases: list[Case], python: str, folder: Path) -> dict[str, str]:
         weights, answer = (str(folder / f"{case.name} {kind}.npz") for kind in ("weights", "answer"))
         np.savez(weights, **problem(case))
         told = {name: getattr(case, name) for name in ("library", "model", "options")}
-        sizes = {"n_features": D, "n_latents": N, "k": case.ours.get("k", K), "batch": BATCH, "dtype": "float64"}
+        sizes = {"n_features": D, "n_latents": N, "k": case.config.k, "batch": BATCH, "dtype": "float64"}
         steps = 0 if case.curve is None else STEPS
         job["cases"].append({**told, **sizes, "steps": steps, "weights": weights, "answer": answer})
     path = folder / "job.json"
@@ -138,7 +138,14 @@ def compared(case: Case, ours: Found, theirs: Found) -> dict[str, Any]:
     measured = {group: max(far(ours[name], theirs[name]) for name in names) for group, names in groups.items() if names}
     limits = {group: case.curve if "steps" in group else case.exact for group in measured}
     agree = all(limits[group] is None or value <= limits[group] for group, value in measured.items())
-    return {"case": case.name, "apart": measured, "exact": case.exact, "curve": case.curve, "agree": agree}
+    return {
+        "case": case.name,
+        "apart": measured,
+        "exact": case.exact,
+        "curve": case.curve,
+        "note": case.note,
+        "agree": agree,
+    }
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+import fastsae
+from fastsae.sparse_code import SparseCodeConfig
+
 Found = dict[str, np.ndarray]
 
 D, N, K, BATCH, STEPS = 24, 96, 6, 64, 100
@@ -35,17 +38,27 @@ class Case:
     dead: int = 0
     targets: bool = False
     shut: bool = False  # every pre-activation is negative
+    estimator: str = ""
+    note: str = ""
 
     @property
-    def config(self) -> dict[str, Any]:
-        """Of a SparseCodeConfig."""
-        return {"n_features": D, "n_latents": N, "dtype": "float64", **self.ours}
+    def config(self) -> SparseCodeConfig:
+        """Ours: of the options, or of an estimator with the library's preset and these parameters."""
+        if not self.estimator:
+            return SparseCodeConfig(D, N, dtype="float64", **self.ours)
+        given = {"preset": self.library, "batch_size": BATCH, "dtype": "float64", **self.ours}
+        if self.estimator in ("TopKSAE", "BatchTopKSAE", "MatryoshkaSAE", "Transcoder"):
+            given["k"] = K
+        estimator = getattr(fastsae, self.estimator)(N, **given)
+        if self.estimator == "Transcoder":
+            estimator._n_outputs = D
+        return estimator._config(D)
 
 
 def problem(case: Case) -> Found:
     """Weights, rows and, of a transcoder, targets; the first `dead` latents are too weak to be selected."""
     rng = np.random.default_rng(1)
-    norms = 1.0 if case.ours.get("decoder_norm", "unit") == "unit" else rng.uniform(0.5, 1.5, (N, 1))
+    norms = 1.0 if case.config.decoder_norm == "unit" else rng.uniform(0.5, 1.5, (N, 1))
     W_dec = rng.standard_normal((N, D))
     W_dec *= norms / np.linalg.norm(W_dec, axis=1, keepdims=True)
     W_enc = W_dec + 0.1 * rng.standard_normal((N, D))
@@ -157,6 +170,40 @@ CASES = [
     ),
     Case("OpenAI TopK", "openai", "topk", {**OPENAI, "aux_weight": 0.0}, {"lr": 1e-3, "auxk_coef": 0}, curve=5e-3),
 ]  # fmt: skip
+
+#: Each library as it comes beside our preset of it: nothing is told to either but sizes and k.
+LATER = "its warm-ups begin at 0, a step after ours"
+SCALE = "it divides by the variance of a sample of rows, we by that of each batch"
+FRACTIONS = {"group_fractions": [0.25, 0.25, 0.5]}
+LATE = {"curve": 0.05, "note": LATER}
+
+
+def preset(estimator: str, library: str, model: str, options: dict[str, Any] | None = None, **more: Any) -> Case:
+    """`options` is what the library has no default for."""
+    ours = more.pop("ours", {})
+    return Case(f"{estimator}, preset {library}", library, model, ours, options or {}, estimator=estimator, **more)
+
+
+PRESETS = [
+    preset("TopKSAE", "saelens", "topk"),
+    preset("BatchTopKSAE", "saelens", "batch_topk"),
+    preset("MatryoshkaSAE", "saelens", "matryoshka", {"matryoshka_widths": list(WIDTHS)}, ours={"prefixes": WIDTHS}),
+    preset("JumpReLUSAE", "saelens", "jump_relu", **SINGLE),
+    preset("GatedSAE", "saelens", "gated"),
+    preset("L1SAE", "saelens", "relu"),
+    preset("TopKSAE", "sparsify", "topk"),
+    preset("Transcoder", "sparsify", "topk", {"transcode": True}, targets=True),
+    preset("TopKSAE", "dictionary_learning", "topk", **LATE),
+    preset("BatchTopKSAE", "dictionary_learning", "batch_topk", {"threshold_start_step": 0}, **LATE),
+    preset(
+        "MatryoshkaSAE", "dictionary_learning", "matryoshka", {**FRACTIONS, "threshold_start_step": 0},
+        ours={"prefixes": WIDTHS}, **LATE,
+    ),
+    preset("GatedSAE", "dictionary_learning", "gated", **LATE),
+    preset("L1SAE", "dictionary_learning", "relu", **LATE),
+    preset("TopKSAE", "openai", "topk", {"auxk_coef": 0, "mse_scale": 1.0}, exact=None, curve=None, note=SCALE),
+]  # fmt: skip
+CASES += PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
