@@ -150,8 +150,12 @@ class CudaBackend final : public Backend {
     for_each_score_tile(selection, tile, room(scores_, tile.bytes(selection.x.dtype)),
                         [&](const Selection& part, const Tensor& scores, std::int64_t first) {
                           score(*this, part, scores);
-                          launch_select(scores, first, part.values, part.indices, stream_.get());
+                          launch_select(scores, first, part, stream_.get());
                         });
+  }
+
+  void encode_select_batch(const BatchSelection&) override {
+    throw DeviceError("batch_topk: the selection from a whole batch does not run on GPUs yet; use device='cpu'");
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {

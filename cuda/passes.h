@@ -33,8 +33,7 @@ bool has_product(const Kernel* kernel);
 std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 
 // Brings the k largest of each row up to date with a tile of scores, whose first column is `first`.
-void launch_select(const Tensor& scores, std::int64_t first, const Tensor& values, const Tensor& indices,
-                   cudaStream_t stream);
+void launch_select(const Tensor& scores, std::int64_t first, const Selection& part, cudaStream_t stream);
 
 // Each window of the images becomes a row of the columns; each pixel the sum of its places there.
 void launch_unfold(const Windows& windows, const Tensor& images, const Tensor& columns, cudaStream_t stream);

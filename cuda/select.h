@@ -59,15 +59,18 @@ template <class S>
 struct ScoreRow {
   const S* scores;
   std::int32_t first, cols;
+  const S* scale = nullptr;  // of these columns, or none: what the scores count times
 };
 
-// Where a row's k best are, from the first chunk on, which has k columns at least.
+// Where a row's k best are, from the first chunk on, which has k columns at least. With the last chunk they may be put in
+// the order of their columns.
 template <class S>
 struct SelectedRow {
   Out<S> values;
   View<std::int32_t> indices;
   std::int64_t row;
   std::int32_t k;
+  bool by_column = false;
 };
 
 template <class S, class Team>
@@ -134,12 +137,14 @@ class RowSelect {
       list_ = 1 - list_;
       least.own = selection_value(shared_.entries[list_][k - 1].key);
     }
-    if (!changed) return;
+    if (!changed && !best_.by_column) return;
+    if (!changed) team_.phase([&](int member, State&) { fetch(member, k); });
     team_.phase([&](int member, State&) {
       for (int i = member; i < k; i += Shape::members) {
         const Entry& entry = shared_.entries[list_][i];
-        best_.values.put(best_.row, i, selection_value(entry.key));
-        best_.indices(best_.row, i) = entry.column;
+        const int place = best_.by_column ? columns_before(entry.column) : i;
+        best_.values.put(best_.row, place, selection_value(entry.key));
+        best_.indices(best_.row, place) = entry.column;
       }
     });
   }
@@ -168,6 +173,12 @@ class RowSelect {
       if (left < kVector) {
         FS_UNROLL
         for (int j = 0; j < kVector; ++j) vectors[i].of[j] = j < left ? vectors[i].of[j] : kLeast;
+      }
+      if (row.scale != nullptr) {
+        const S* scale = row.scale + from + local(member, i * kVector);
+        FS_UNROLL
+        for (int j = 0; j < kVector; ++j)
+          if (j < left) vectors[i].of[j] *= scale[j];
       }
       FS_UNROLL
       for (int j = 0; j < kVector; ++j) state.score[i * kVector + j] = vectors[i].of[j];
@@ -296,6 +307,13 @@ class RowSelect {
         put(runs[i], before(runs[i], list, held));
       }
     });
+  }
+
+  // How many of the list are in lower columns.
+  FS_HD int columns_before(std::int32_t column) const {
+    int lower = 0;
+    for (int i = 0; i < best_.k; ++i) lower += shared_.entries[list_][i].column < column ? 1 : 0;
+    return lower;
   }
 
   // How many of a sorted list come before an entry.

@@ -44,6 +44,14 @@ inline ScoreTile score_tile(std::int64_t rows, std::int64_t latents, DType dtype
   return {std::min(rows, even(rows, room(cols))), cols};
 }
 
+// Of a row, or of none.
+inline Tensor columns_of(Tensor row, std::int64_t first, std::int64_t count) {
+  if (!row.exists()) return row;
+  row.data = static_cast<std::byte*>(row.data) + first * static_cast<std::int64_t>(size_of(row.dtype));
+  row.cols = count;
+  return row;
+}
+
 // Calls run(part, scores, first) for each tile: `part` is the selection of the tile's rows from the tile's weights,
 // whose first column is `first`; `scores` has room for the tile in `scratch`. Columns come in their order.
 template <class Run>
@@ -60,17 +68,15 @@ void for_each_score_tile(const Selection& whole, ScoreTile tile, void* scratch, 
       part.values = whole.values.slice_rows(row, rows);
       part.indices = whole.indices.slice_rows(row, rows);
       part.weight = whole.weight.slice_rows(first, cols);
-      if (whole.bias.exists()) {
-        part.bias.data = static_cast<std::byte*>(whole.bias.data) +
-                         first * static_cast<std::int64_t>(size_of(whole.bias.dtype));
-        part.bias.cols = cols;
-      }
+      part.bias = columns_of(whole.bias, first, cols);
+      part.scale = columns_of(whole.scale, first, cols);
+      part.by_column = whole.by_column && first + cols == latents;
       run(part, Tensor{scratch, rows, cols, tile.cols, whole.x.dtype}, first);
     }
   }
 }
 
-// scores = x weight' + bias.
+// scores = x weight' + bias; their scale is taken where they are read.
 inline void score(Backend& backend, const Selection& part, const Tensor& scores) {
   if (!part.bias.exists()) {
     backend.product({part.x}, {part.weight, true}, scores, false, nullptr, {});

@@ -33,7 +33,7 @@ CONDITIONAL = {
     "cpu/panels.cpp": "instruction sets of the processor",
     "cpu/loops.cpp": "instruction sets of the processor",
     "cpu/pool.cpp": "CPU affinity, which Linux has",
-    "cpu/select.cpp": "instruction sets of the processor",
+    "cpu/select_filter.cpp": "instruction sets of the processor",
     "cuda/team.h": "a block of the device, or one thread that plays it",
 }
 MACROS = {"FS_HD", "FS_UNROLL", "FS_REQUIRE", "FS_CUDA"}

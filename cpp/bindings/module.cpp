@@ -13,6 +13,7 @@
 #include "bindings/device_array.h"
 #include "bindings/process.h"
 #include "bindings/rows.h"
+#include "bindings/sparse_code.h"
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/topk_encoder.h"
@@ -114,7 +115,23 @@ LayerSpec layer_from(const py::dict& layer) {
   return spec;
 }
 
-// What fastsae.Config.core() made.
+// The fields of a list of layers.
+void take_layers(const py::dict& c, ModelSpec& model) {
+  const auto word = [&](const char* field) { return option<std::string>(c, field); };
+  const auto real = [&](const char* field) { return option<double>(c, field); };
+  for (const py::handle item : c["layers"]) model.layers.push_back(layer_from(item.cast<py::dict>()));
+  model.code_layer = option<std::int64_t>(c, "code_layer");
+  model.corruption = {word("corruption"),      real("corruption_level"), real("corruption_low"),
+                      real("corruption_high"), real("emphasis"),         real("emphasis_rest")};
+  model.contraction = {real("contraction"), real("contraction_hessian"), real("contraction_noise")};
+  model.loss = word("loss");
+  model.tied = option<bool>(c, "tied");
+  model.decoupled_decay = word("optimizer") == "adamw";
+  model.moving_rho_hat = word("rho_hat") == "ema";
+  model.rho_hat_decay = real("rho_hat_decay");
+}
+
+// What core() of fastsae.Config or fastsae.SparseCodeConfig made.
 std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device,
                                     std::int64_t full_batch_rows) {
   const auto word = [&](const char* field) { return option<std::string>(c, field); };
@@ -124,18 +141,12 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
   ModelSpec model;
   model.n_features = whole("n_features");
   model.n_outputs = whole("n_outputs");
-  for (const py::handle item : c["layers"]) model.layers.push_back(layer_from(item.cast<py::dict>()));
-  model.code_layer = whole("code_layer");
-  model.corruption = {word("corruption"),      real("corruption_level"), real("corruption_low"),
-                      real("corruption_high"), real("emphasis"),         real("emphasis_rest")};
-  model.contraction = {real("contraction"), real("contraction_hessian"), real("contraction_noise")};
-  model.loss = word("loss");
-  model.loss_reduction = word("loss_reduction");
-  model.tied = option<bool>(c, "tied");
-  model.decoupled_decay = name == "adamw";
-  model.moving_rho_hat = word("rho_hat") == "ema";
-  model.rho_hat_decay = real("rho_hat_decay");
   model.dtype = dtype_from(word("dtype"));
+  model.loss_reduction = word("loss_reduction");
+  if (c.contains("layers"))
+    take_layers(c, model);
+  else
+    model.sparse_code = sparse_code_from(c);
   OptimizerSpec optimizer{name,          real("learning_rate"), real("momentum"),
                           real("beta1"), real("beta2"),         real("epsilon")};
   optimizer.max_gradient_norm = option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity);
@@ -313,6 +324,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
             infer(e, &Engine::reconstruct, "X", x, e.n_features(), out, e.n_outputs());
           },
           py::arg("X"), py::arg("out"))
+      .def("encode_sparse", &encode_sparse, py::arg("X"))
       .def(
           "encode_distribution",
           [](const Engine& e, const Rows& x, Rows& out) {

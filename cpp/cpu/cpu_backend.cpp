@@ -11,8 +11,10 @@
 
 #include "backend/convert.h"
 #include "core/error.h"
+#include "cpu/decode.h"
 #include "cpu/float_mode.h"
 #include "cpu/images.h"
+#include "cpu/latents.h"
 #include "cpu/loops.h"
 #include "cpu/partition.h"
 #include "cpu/pool.h"
@@ -47,6 +49,8 @@ void copy_rows(const Tensor& to, const Tensor& from) {
     std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
   }
 }
+
+constexpr std::int64_t kDecodedRows = 16;  // of a task
 
 class CpuBackend final : public Backend {
  public:
@@ -118,8 +122,51 @@ class CpuBackend final : public Backend {
   }
 
   void encode_select(const Selection& selection) override {
-    cpu::encode_select(selection, precision_, scratch_,
-                       [this](std::int64_t count, const Task& task) { parallel(count, task); });
+    cpu::encode_select(selection, precision_, scratch_, crew());
+  }
+
+  void select_dead(const DeadSelection& selection) override {
+    FlushDenormals flush;
+    cpu::select_dead(selection, precision_, scratch_, crew());
+  }
+
+  void decode(const Decoding& decoding) override {
+    const Even rows = Even::at_most(decoding.code.rows, kDecodedRows);
+    parallel(rows.parts, [&](std::int64_t part) { cpu::decode(decoding, rows[part]); });
+  }
+
+  void write_code(const Code& code, Tensor rows) override {
+    const Even parts = Even::at_most(rows.rows, kDecodedRows);
+    parallel(parts.parts, [&](std::int64_t part) { cpu::write_code(code, rows, parts[part]); });
+  }
+
+  void row_norms(Tensor of, Tensor norms) override {
+    const Cut rows = map_blocks(of.rows, of.cols);
+    parallel(rows.parts, [&](std::int64_t part) { cpu::row_norms(of, norms, rows[part]); });
+  }
+
+  void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
+                     Tensor fired) override {
+    cpu::index_latents(codes, slots, index, fired, scratch_, crew());
+  }
+
+  void measure_latents(const LatentRows& rows, Tensor squares, Tensor sums) override {
+    cpu::measure_latents(rows, squares, sums, scratch_, crew());
+  }
+
+  void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) override {
+    cpu::write_latents(rows, encoder, decoder, scratch_, crew());
+  }
+
+  void update_latents(const LatentRows& rows, const LatentUpdate& update) override {
+    // An update must not stop halfway: no polling here.
+    cpu::update_latents(rows, update, scratch_, [this](std::int64_t count, const Task& task) {
+      parallel(count, task, false);
+    });
+  }
+
+  void encode_select_batch(const BatchSelection& selection) override {
+    cpu::encode_select_batch(selection, precision_, scratch_, crew());
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
@@ -207,6 +254,10 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  Parallel crew() {
+    return [this](std::int64_t count, const Task& task) { parallel(count, task); };
+  }
+
   void parallel(std::int64_t count, const Task& task, bool polls = true) {
     static const std::function<void()> nothing = [] {};
     pool_.run(count, task, polls && poll_ ? poll_ : nothing);

@@ -158,6 +158,7 @@ struct Columns {
   Even panels;  // vectors of columns, by panel
   std::int64_t cols;
   bool accumulate;
+  std::int64_t before;  // columns, which C has not
 
   // Rows of A from `a` on; those of C from `c` on.
   void run(Range part, std::int64_t rows, const S* a, std::int64_t stride, bool across, S* c,
@@ -173,7 +174,7 @@ struct Columns {
         const bool in_place = direct != nullptr && left >= kernels.width;
         kernels.micro[across][across_count - 1][r.end - r.begin - 1](
             inner, lines, stride, in_place ? direct + first : packed + first * inner,
-            in_place ? ldb : across_count * kernels.width, c + r.begin * ldc + first, ldc,
+            in_place ? ldb : across_count * kernels.width, c + r.begin * ldc + (first - before), ldc,
             std::min(left, kernels.width), accumulate);
       }
     }
@@ -185,16 +186,20 @@ struct Columns {
 bool has_panels() { return kernels<float>() != nullptr; }
 
 template <class S>
-PanelProduct<S>::PanelProduct(const Product<S>& product)
+PanelProduct<S>::PanelProduct(const Product<S>& product, bool whole_sums)
     : p_(product),
       width_(kernels<S>()->width),
       inner_(Even::at_most(p_.k, kInner)),
       col_chunks_(Even::at_most(
           Even::at_most(p_.n, width_).parts,
-          std::max<std::int64_t>(kMostVectors, kChunkBytes / (inner_.longest() * width_ * bytes_of<S>)))),
-      inner_chunks_(Even::at_most(
-          inner_.parts, std::max<std::int64_t>(1, kChunkBytes / (inner_.longest() * width_ * bytes_of<S> *
-                                                                 col_chunks_.longest())))) {}
+          std::max<std::int64_t>(kMostVectors, kChunkBytes / ((whole_sums ? p_.k : inner_.longest()) *
+                                                              width_ * bytes_of<S>)))),
+      inner_chunks_(whole_sums
+                        ? Even{inner_.parts, 1}
+                        : Even::at_most(inner_.parts,
+                                        std::max<std::int64_t>(
+                                            1, kChunkBytes / (inner_.longest() * width_ * bytes_of<S> *
+                                                              col_chunks_.longest())))) {}
 
 template <class S>
 bool PanelProduct<S>::reads_in_place() const {
@@ -258,11 +263,16 @@ void PanelProduct<S>::pack(std::int64_t chunk, std::int64_t piece, S* packed) co
 
 template <class S>
 void PanelProduct<S>::run(std::int64_t chunk, Range rows, Range panels, const S* packed) const {
+  run_to(chunk, rows, panels, packed, p_.c + rows.begin * p_.ldc + cols(chunk, panels).begin, p_.ldc);
+}
+
+template <class S>
+void PanelProduct<S>::run_to(std::int64_t chunk, Range rows, Range panels, const S* packed, S* c,
+                             std::int64_t ldc) const {
   constexpr std::int64_t size = bytes_of<S>;
   static thread_local Buffer buffer;
   const Chunk here = at(chunk);
   const std::int64_t begin = here.vectors.begin * width_, count = rows.end - rows.begin;
-  S* const c = p_.c + rows.begin * p_.ldc + begin;
   // Of a transposed A whose lines crowd the cache, a few rows at a time are copied.
   const bool copies = p_.transpose_a && p_.lda * size % kCrowded == 0 && panels.end - panels.begin > 1;
   const std::int64_t near_panels =
@@ -279,16 +289,17 @@ void PanelProduct<S>::run(std::int64_t chunk, Range rows, Range panels, const S*
                              p_.ldb,
                              here.panels,
                              p_.n - begin,
-                             p_.accumulate || part > 0};
+                             p_.accumulate || part > 0,
+                             here.panels[panels.begin].begin * width_};
     const S* a = p_.transpose_a ? p_.a + k.begin * p_.lda + rows.begin : p_.a + rows.begin * p_.lda + k.begin;
     for (std::int64_t i = 0; i < near.parts; ++i) {
       const Range some{panels.begin + near[i].begin, panels.begin + near[i].end};
-      if (!copies) columns.run(some, count, a, p_.lda, p_.transpose_a, c, p_.ldc);
+      if (!copies) columns.run(some, count, a, p_.lda, p_.transpose_a, c, ldc);
       for (std::int64_t row = 0; copies && row < count; row += kCopiedRows) {
         const std::int64_t height = std::min(kCopiedRows, count - row);
         for (std::int64_t line = 0; line < columns.inner; ++line)
           std::copy_n(a + line * p_.lda + row, height, copied + line * kCopiedRows);
-        columns.run(some, height, copied, kCopiedRows, true, c + row * p_.ldc, p_.ldc);
+        columns.run(some, height, copied, kCopiedRows, true, c + row * ldc, ldc);
       }
     }
   }

@@ -30,7 +30,8 @@ struct Product {
 template <class S>
 class PanelProduct {
  public:
-  explicit PanelProduct(const Product<S>& product);
+  // With `whole_sums` each chunk has the whole of k.
+  explicit PanelProduct(const Product<S>& product, bool whole_sums = false);
 
   std::int64_t chunks() const { return col_chunks_.parts * inner_chunks_.parts; }
   // Numbers of the largest chunk; its memory is aligned to 64 bytes.
@@ -46,6 +47,9 @@ class PanelProduct {
   void pack(std::int64_t chunk, std::int64_t piece, S* packed) const;
   // Adds a chunk's terms to these rows and the columns of these panels of C.
   void run(std::int64_t chunk, Range rows, Range panels, const S* packed) const;
+  // The same of a C whose first row and column here lie at `to`.
+  void run_to(std::int64_t chunk, Range rows, Range panels, const S* packed, S* to,
+              std::int64_t stride) const;
 
  private:
   struct Chunk {

@@ -1,8 +1,3 @@
-// Rows go in panels, their columns in slabs. Each slab is multiplied in tiles and then scanned row by row while it is in
-// cache: few elements come before the k-th best so far, and only those are looked at one by one.
-//
-// A tile depends on the shape alone. How many make a slab depends on the threads, and changes no bit: no two elements
-// are equal in the order of kernels/selection.h, so what is selected is the same however the columns are cut.
 #include "cpu/select.h"
 
 #include <algorithm>
@@ -10,79 +5,16 @@
 #include <limits>
 #include <type_traits>
 
-#include "cpu/blas.h"
 #include "cpu/float_mode.h"
-#include "cpu/loops.h"
-#include "cpu/partition.h"
-#include "cpu/provider.h"
+#include "cpu/select_filter.h"
+#include "kernels/list.h"
 #include "kernels/selection.h"
 
 namespace fastsae::cpu {
 namespace {
 
-constexpr std::int64_t kPanelRows = 1024;
-constexpr std::int64_t kTileRows = 512, kTileCols = 512;  // BLAS packs its factors at 4 % of the tile's time
-constexpr std::int64_t kFewRows = 3;  // so few are multiplied one by one: packing would take longer
-constexpr std::int64_t kTilesPerThread = 2;
-constexpr std::int64_t kScanRows = 16;  // rows that one task scans
-constexpr std::int64_t kPiece = 512;    // columns that are compared with one limit
-constexpr std::int64_t kLanes = 32;     // columns that are looked at together
-
-// Offsets of the elements that are greater than the limit, or NaN; of all where the limit is NaN. `offsets` has room
-// for `count`.
-template <class S>
-[[gnu::always_inline]] inline std::int64_t filter(const S* line, const S* bias, std::int64_t count, S limit,
-                                                  std::int32_t* offsets) {
-  using Flag = std::conditional_t<sizeof(S) == 4, std::int32_t, std::int64_t>;
-  std::int64_t found = 0, i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Flag any = 0;
-    for (std::int64_t lane = 0; lane < kLanes; ++lane)
-      any |= line[i + lane] + bias[i + lane] <= limit ? Flag(0) : Flag(1);
-    if (any == 0) continue;
-    for (std::int64_t lane = i; lane < i + kLanes; ++lane) {
-      offsets[found] = static_cast<std::int32_t>(lane);
-      found += line[lane] + bias[lane] <= limit ? 0 : 1;
-    }
-  }
-  for (; i < count; ++i) {
-    offsets[found] = static_cast<std::int32_t>(i);
-    found += line[i] + bias[i] <= limit ? 0 : 1;
-  }
-  return found;
-}
-
-template <class S>
-using Filter = std::int64_t (*)(const S* line, const S* bias, std::int64_t count, S limit,
-                                std::int32_t* offsets);
-
-template <class S>
-std::int64_t run_baseline(const S* line, const S* bias, std::int64_t count, S limit, std::int32_t* offsets) {
-  return filter(line, bias, count, limit, offsets);
-}
-
-#if defined(__x86_64__)
-template <class S>
-[[gnu::target("avx2,fma")]] std::int64_t run_avx2(const S* line, const S* bias, std::int64_t count, S limit,
-                                                  std::int32_t* offsets) {
-  return filter(line, bias, count, limit, offsets);
-}
-template <class S>
-[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")]] std::int64_t
-run_avx512(const S* line, const S* bias, std::int64_t count, S limit, std::int32_t* offsets) {
-  return filter(line, bias, count, limit, offsets);
-}
-#else
-template <class S>
-constexpr Filter<S> run_avx2 = run_baseline<S>;
-template <class S>
-constexpr Filter<S> run_avx512 = run_baseline<S>;
-#endif
-
-template <class S>
-Filter<S> find_filter() {
-  return isa() == Isa::avx512 ? run_avx512<S> : isa() == Isa::avx2 ? run_avx2<S> : run_baseline<S>;
-}
+constexpr std::int64_t kItemBytes = 64 << 20;  // for the best of the rows that are taken at once
+constexpr std::int64_t kFinishedRows = 16;     // by one task
 
 // An element as one number, its key before the complement of its column: of two elements, the greater number comes
 // first. 0 is less than any.
@@ -104,142 +36,131 @@ std::int32_t column_of(Item<S> item) {
   return static_cast<std::int32_t>(~static_cast<std::uint32_t>(item));
 }
 
+// Each lane of columns keeps a list of its own for each row; at the end they join the first one.
 template <class S>
-class EncodeSelect {
+class SelectRows {
  public:
-  EncodeSelect(const Selection& selection, Precision precision, Scratch& scratch, const Parallel& parallel)
+  SelectRows(const Selection& selection, Precision precision, Scratch& scratch, const Parallel& parallel)
       : all_(selection),
         precision_(precision),
+        scratch_(scratch),
         parallel_(parallel),
+        tasks_(threads_here()),
         k_(selection.values.cols),
-        capacity_(std::max<std::int64_t>(2 * k_, 64)),
         latents_(selection.weight.rows),
-        panel_rows_(std::clamp<std::int64_t>(selection.x.rows, 1, kPanelRows)),
-        slab_cols_(slab_cols(panel_rows_, latents_)),
-        lease_(scratch, bytes() / sizeof(double) + 1) {
-    items_ = reinterpret_cast<Item<S>*>(lease_.data());
-    rows_ = reinterpret_cast<Row*>(items_ + panel_rows_ * capacity_);
-    slab_ = reinterpret_cast<S*>(rows_ + panel_rows_);
-  }
+        capacity_(std::min(std::max<std::int64_t>(2 * k_, 64), std::max<std::int64_t>(latents_, k_))),
+        line_(selection.bias, selection.scale) {}
 
   void run() {
-    for (std::int64_t first = 0; first < all_.x.rows; first += kPanelRows) {
-      const std::int64_t rows = std::min(kPanelRows, all_.x.rows - first);
-      x_ = all_.x.slice_rows(first, rows);
-      values_ = all_.values.slice_rows(first, rows);
-      indices_ = all_.indices.slice_rows(first, rows);
-      std::fill_n(rows_, rows, Row{});
-      const std::int64_t blocks = (rows + kScanRows - 1) / kScanRows;
-      for (column_ = 0; column_ < latents_; column_ += slab_cols_) {
-        width_ = std::min(slab_cols_, latents_ - column_);
-        const std::int64_t col_tiles = (width_ + kTileCols - 1) / kTileCols;
-        parallel_(row_tiles().parts * col_tiles, [this](std::int64_t tile) { multiply(tile); });
-        parallel_(blocks, [this](std::int64_t block) { each_row(block, &EncodeSelect::scan); });
-      }
-      parallel_(blocks, [this](std::int64_t block) { each_row(block, &EncodeSelect::finish); });
-    }
+    const std::int64_t item_bytes = capacity_ * static_cast<std::int64_t>(sizeof(Item<S>));
+    const std::int64_t most = std::clamp<std::int64_t>(kItemBytes / item_bytes, 1,
+                                                       ScoreTiles<S>::most_rows(all_.x.cols));
+    for (std::int64_t first = 0; first < all_.x.rows; first += most)
+      run(first, std::min(most, all_.x.rows - first));
   }
 
  private:
   // The best of a row so far: `count` items in no order, the k best among them.
   struct Row {
-    Item<S> bar = 0;  // the k-th best when it was last looked for: what comes after it is out
+    Item<S> bar = 0;  // what k at least have reached: what comes after it is out
     std::int64_t count = 0;
   };
 
-  static std::int64_t slab_cols(std::int64_t rows, std::int64_t latents) {
-    const std::int64_t elements = kTilesPerThread * num_threads() * kTileRows * kTileCols;
-    return Cut::round_up(std::min(latents, (elements + rows - 1) / rows), kTileCols);
+  void run(std::int64_t first, std::int64_t rows) {
+    const ScoreTiles<S> tiles(all_.x.slice_rows(first, rows), all_.weight, precision_, tasks_,
+                              std::max<std::int64_t>(1, latents_ / (2 * k_)));
+    const std::int64_t lists = rows * tiles.lanes();
+    Scratch::Lease items(scratch_, doubles_for<Item<S>>(lists * capacity_)),
+        states(scratch_, doubles_for<Row>(lists));
+    items_ = aligned<Item<S>>(items.data());
+    rows_ = aligned<Row>(states.data());
+    std::fill_n(rows_, lists, Row{});
+    tiles.run(scratch_, parallel_, [&](const ScoreTile<S>& tile) {
+      for (std::int64_t row = tile.rows.begin; row < tile.rows.end; ++row)
+        scan(tile, row, tile.lane * rows + row);
+    });
+    const Even blocks = Even::at_most(rows, kFinishedRows);
+    parallel_(blocks.parts, [&](std::int64_t block) {
+      for (std::int64_t row = blocks[block].begin; row < blocks[block].end; ++row) {
+        for (std::int64_t list = row + rows; list < lists; list += rows)
+          add(row, rows_[list].count, [&](std::int64_t i) { return items_[list * capacity_ + i]; });
+        finish(row, first + row);
+      }
+    });
   }
 
-  std::size_t bytes() const {
-    return static_cast<std::size_t>(panel_rows_) *
-           (static_cast<std::size_t>(capacity_) * sizeof(Item<S>) + sizeof(Row) +
-            static_cast<std::size_t>(slab_cols_) * sizeof(S));
+  void scan(const ScoreTile<S>& tile, std::int64_t row, std::int64_t list) {
+    std::int32_t offsets[kMostTileCols];
+    const Item<S> bar = rows_[list].bar;
+    const S limit = bar == 0 ? std::numeric_limits<S>::quiet_NaN() : value_of<S>(bar);
+    const Scored<S> line = line_.of(tile, row);
+    const std::int64_t found = filter(line, limit, offsets);
+    add(list, found,
+        [&](std::int64_t i) { return item_of<S>(line(offsets[i]), tile.cols.begin + offsets[i]); });
   }
 
-  Cut row_tiles() const { return Cut(x_.rows, (x_.rows + kTileRows - 1) / kTileRows, Tiling::kGrain); }
-
-  void multiply(std::int64_t tile) {
-    const Cut rows = row_tiles();
-    const Range r = rows[tile % rows.parts];
-    const std::int64_t count = r.end - r.begin, col = tile / rows.parts * kTileCols;
-    const std::int64_t cols = std::min(kTileCols, width_ - col);
-    const Tensor& weight = all_.weight;
-    const S* x = x_.as<S>() + r.begin * x_.stride;
-    const S* w = weight.as<S>() + (column_ + col) * weight.stride;
-    S* out = slab_ + r.begin * slab_cols_ + col;
-    if (count > kFewRows || precision_ == Precision::bf16) {
-      const Provider provider = precision_ == Precision::bf16
-                                    ? Provider::bf16
-                                    : provider_for(false, true, count, cols, x_.cols, weight.dtype);
-      return cpu::multiply<S>(provider, {false, true, count, cols, x_.cols, x, x_.stride, w, weight.stride,
-                                         false, out, slab_cols_});
+  // The items of `item(0 .. count-1)`.
+  template <class Of>
+  void add(std::int64_t list, std::int64_t count, const Of& item) {
+    Row state = rows_[list];
+    Item<S>* items = items_ + list * capacity_;
+    for (std::int64_t i = 0; i < count; ++i) {
+      items[state.count] = item(i);
+      state.count += items[state.count] > state.bar ? 1 : 0;
+      if (state.count == capacity_) keep_best(items, state);
     }
-    for (std::int64_t row = 0; row < count; ++row) {
-      S* line = out + row * slab_cols_;
-      std::fill_n(line, cols, S(0));
-      gemv(cols, x_.cols, w, weight.stride, x + row * x_.stride, line);
+    rows_[list] = state;
+  }
+
+  // Some more than k of the best stay. Their bar is found between the last and the first item by halves, without the
+  // branches of a partition, which nobody could foretell; items differ, so that there is one.
+  void keep_best(Item<S>* items, Row& state) const {
+    const std::int64_t count = state.count, most = k_ + k_ / 8;
+    Item<S> low = items[0], high = items[0];
+    for (std::int64_t i = 1; i < count; ++i) {
+      low = std::min(low, items[i]);
+      high = std::max(high, items[i]);
     }
-  }
-
-  void each_row(std::int64_t block, void (EncodeSelect::*work)(std::int64_t row)) {
-    const std::int64_t end = std::min(x_.rows, (block + 1) * kScanRows);
-    for (std::int64_t row = block * kScanRows; row < end; ++row) (this->*work)(row);
-  }
-
-  void scan(std::int64_t row) {
-    static constexpr S kNoBias[kPiece] = {};
-    std::int32_t offsets[kPiece];
-    Row& state = rows_[row];
-    for (std::int64_t first = 0; first < width_; first += kPiece) {
-      const S* line = slab_ + row * slab_cols_ + first;
-      const S* bias = all_.bias.exists() ? all_.bias.template as<S>() + column_ + first : kNoBias;
-      const S limit = state.bar == 0 ? std::numeric_limits<S>::quiet_NaN() : value_of<S>(state.bar);
-      const std::int64_t found = filter_(line, bias, std::min(kPiece, width_ - first), limit, offsets);
-      for (std::int64_t i = 0; i < found; ++i) {
-        const std::int32_t offset = offsets[i];
-        add(row, item_of<S>(line[offset] + bias[offset], column_ + first + offset));
+    for (std::int64_t found = count; found > most;) {
+      const Item<S> middle = low + (high - low + 1) / 2;
+      std::int64_t reached = 0;
+      for (std::int64_t i = 0; i < count; ++i) reached += items[i] >= middle ? 1 : 0;
+      if (reached < k_) {
+        high = middle - 1;
+      } else {
+        low = middle;
+        found = reached;
       }
     }
+    state.count = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      items[state.count] = items[i];
+      state.count += items[i] >= low ? 1 : 0;
+    }
+    state.bar = low;
   }
 
-  void add(std::int64_t row, Item<S> item) {
-    Row& state = rows_[row];
-    if (item <= state.bar) return;
-    items_[row * capacity_ + state.count++] = item;
-    if (state.count == capacity_) keep_best(row);
-  }
-
-  void keep_best(std::int64_t row) {
-    Row& state = rows_[row];
-    Item<S>* items = items_ + row * capacity_;
-    std::nth_element(items, items + k_ - 1, items + state.count, std::greater<Item<S>>());
-    state.count = k_;
-    state.bar = items[k_ - 1];
-  }
-
-  void finish(std::int64_t row) {
-    Item<S>* items = items_ + row * capacity_;
-    if (rows_[row].count > k_) keep_best(row);
-    std::sort(items, items + k_, std::greater<Item<S>>());
+  void finish(std::int64_t list, std::int64_t row) {
+    Item<S>* items = items_ + list * capacity_;
+    std::nth_element(items, items + k_ - 1, items + rows_[list].count, std::greater<Item<S>>());
+    if (all_.by_column)
+      std::sort(items, items + k_, [](Item<S> a, Item<S> b) { return column_of<S>(a) < column_of<S>(b); });
+    else
+      std::sort(items, items + k_, std::greater<Item<S>>());
     for (std::int64_t i = 0; i < k_; ++i) {
-      values_.template view<S>()(row, i) = value_of<S>(items[i]);
-      indices_.template view<std::int32_t>()(row, i) = column_of<S>(items[i]);
+      all_.values.template view<S>()(row, i) = value_of<S>(items[i]);
+      all_.indices.template view<std::int32_t>()(row, i) = column_of<S>(items[i]);
     }
   }
 
   const Selection& all_;
   const Precision precision_;
+  Scratch& scratch_;
   const Parallel& parallel_;
-  const std::int64_t k_, capacity_, latents_, panel_rows_, slab_cols_;
-  const Filter<S> filter_ = find_filter<S>();
-  Scratch::Lease lease_;
-  Item<S>* items_;               // [panel_rows_ x capacity_]
-  Row* rows_;                    // [panel_rows_]
-  S* slab_;                      // [panel_rows_ x slab_cols_], from column_ on
-  Tensor x_, values_, indices_;  // of the panel
-  std::int64_t column_ = 0, width_ = 0;
+  const std::int64_t tasks_, k_, latents_, capacity_;
+  const ScoreLines<S> line_;
+  Item<S>* items_ = nullptr;  // [lanes x rows x capacity_]
+  Row* rows_ = nullptr;       // [lanes x rows]
 };
 
 }  // namespace
@@ -247,10 +168,9 @@ class EncodeSelect {
 void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
                    const Parallel& parallel) {
   FlushDenormals flush;
-  if (selection.x.dtype == DType::f32)
-    EncodeSelect<float>(selection, precision, scratch, parallel).run();
-  else
-    EncodeSelect<double>(selection, precision, scratch, parallel).run();
+  with_scalar(selection.x.dtype, [&](auto s) {
+    SelectRows<decltype(s)>(selection, precision, scratch, parallel).run();
+  });
 }
 
 }  // namespace fastsae::cpu

@@ -1,18 +1,20 @@
-// The k largest of each row of an encoder product, found while the product comes out in tiles.
+// The largest elements of an encoder product, found while it comes out in tiles: of each row, or of the whole matrix.
+//
+// A tile's scores are filtered row by row while they are in cache: few come before the last of the best so far, and only
+// those are looked at one by one. No two elements are equal in the order of kernels/selection.h, so what is selected
+// is the same however rows and columns are cut and shared.
 #pragma once
 
-#include <functional>
-
 #include "backend/backend.h"
-#include "cpu/pool.h"
 #include "cpu/scratch.h"
+#include "cpu/select_tiles.h"
 
 namespace fastsae::cpu {
 
-// Runs task(0 .. count-1) on many threads, and polls.
-using Parallel = std::function<void(std::int64_t count, const Task& task)>;
-
 void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
                    const Parallel& parallel);
+
+void encode_select_batch(const BatchSelection& selection, Precision precision, Scratch& scratch,
+                         const Parallel& parallel);
 
 }  // namespace fastsae::cpu

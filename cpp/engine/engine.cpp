@@ -30,7 +30,7 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
       model_(make_model(model, *backend_)),
       optimizer_(optimizer, *backend_),
       full_batch_rows_(full_batch_rows) {
-  model_->declare(parameters_, gradients_, state_);
+  model_->declare(parameters_, gradients_, matrices_, state_);
   optimizer_.declare(state_, parameters_, model_->parameters());
   const auto doubles = [this](const char* name, std::size_t bytes) -> Tensor& {
     return control_.declare(name, 1, static_cast<std::int64_t>(bytes / sizeof(double)), DType::f64);
@@ -42,6 +42,7 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
   for (Arena* arena : {&parameters_, &gradients_, &state_, &control_}) {
     arena->allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
   }
+  model_->take_updates(optimizer_.updates_by_model(model_->parameters()));
   memory_ = {scalars.as<StepScalars>(), totals, cost.as<StepCost>(), log.as<StepLog>()};
   small_ = model_->small(memory_);
   for (std::size_t i = 0; small_ && i < model_->parameters().size(); ++i) {
@@ -59,7 +60,13 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
 
 Engine::~Engine() = default;
 
+void Engine::reserve_matrices() {
+  if (matrices_.tensors().empty() || matrices_.tensors().front().tensor.exists()) return;
+  matrices_.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
+}
+
 void Engine::reserve(std::int64_t rows, bool targets) {
+  if (model_->needs_matrices()) reserve_matrices();
   if (training_ && training_->rows >= rows && (training_->target != nullptr || !targets)) return;
   auto made = std::make_unique<Training>();
   made->rows = std::max(rows, training_ ? training_->rows : 0);
@@ -161,7 +168,9 @@ StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t 
   scalars.rho_hat_decay = rho_hat_decay;
   scalars.seed = static_cast<double>(noise_seed_);
   scalars.epoch = static_cast<double>(epoch_);
+  scalars.penalty_share = 1;
   optimizer_.set_scalars(scalars, step);
+  model_->set_step(scalars, step);
   return scalars;
 }
 
@@ -169,8 +178,7 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
   const std::int64_t chunk = std::min(rows.count, full_batch_rows_);
   const bool one_chunk = chunk == rows.count;
   FS_REQUIRE(one_chunk || !model_->ranks_rows(),
-             "X: the rows of a batch compete for the winners='lifetime' of a layer, ",
-             "so that all must be held at once, and ", rows.count,
+             "X: the rows of a batch belong together in this model, so that all must be held at once, and ", rows.count,
              " are more than full_batch_rows=", full_batch_rows_);
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
@@ -204,7 +212,9 @@ Cost Engine::full_batch(const Examples& examples, bool with_gradient) {
   // An evaluation takes the mean of the rows it is given; a gradient is that of the next step.
   const StepScalars scalars = scalars_of(total, with_gradient ? rho_hat_decay(steps_ + 1) : 0, steps_ + 1);
   backend_->write(control(Control::kScalars), &scalars);
+  if (with_gradient) reserve_matrices();
   compute(all, with_gradient);
+  if (with_gradient) model_->write_matrices();
   model_->close(false);
   Cost cost;
   backend_->read(control(Control::kCost), static_cast<StepCost*>(&cost));

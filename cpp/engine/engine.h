@@ -58,6 +58,13 @@ class Engine {
   // The loss of each row against its target: of x, or of what a code gives.
   void score(const RowSource& x, const RowSource& target, double* losses) const;
   void score_code(const RowSource& code, const RowSource& target, double* losses) const;
+  // The elements of the code that are not 0, row after row.
+  struct SparseRows {
+    std::vector<std::int64_t> starts;  // of rows, and the end
+    std::vector<std::int32_t> columns;
+    std::vector<std::byte> values;  // of dtype()
+  };
+  SparseRows encode_sparse(const RowSource& x) const;
   // Means and log-variances of a code that has a distribution.
   void encode_distribution(const RowSource& x, RowTarget moments) const;
 
@@ -125,6 +132,7 @@ class Engine {
     double total_weight() const;
   };
 
+  void reserve_matrices();
   // Those that have names: training parameters only while averages are in their place.
   std::vector<const Arena*> arenas() const;
   const Tensor& find(const std::string& name) const;
@@ -164,7 +172,8 @@ class Engine {
   double rho_hat_decay(std::int64_t step) const { return step > 1 ? rho_hat_decay_ : 0; }
   // Says why a cost is not finite, and raises.
   [[noreturn]] void explain(const Cost& cost, const Rows& rows);
-  std::unique_ptr<Inference> lease(std::int64_t rows) const;
+  // With inputs and results of at most so many columns.
+  std::unique_ptr<Inference> lease(std::int64_t rows, std::int64_t cols) const;
   Tensor input_block(const RowSource& rows, const Tensor& staging) const;
   template <class Body>
   void infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const;
@@ -178,6 +187,7 @@ class Engine {
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
   Arena parameters_, gradients_, state_;
+  Arena matrices_;  // gradients that not every step needs: without memory until one does
   std::optional<Arena> training_parameters_;  // while their averages are in their place
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/scratch.h"
+#include "kernels/list.h"
 
 namespace fastsae {
 namespace {
@@ -12,13 +13,13 @@ constexpr std::int64_t kInferenceRows = 1024;  // of one block
 constexpr std::int64_t kInferenceElements = std::int64_t{1}
                                             << 24;  // of one of its buffers, unless a row has more
 
-std::int64_t rows_at_once(const Model& model) {
-  return std::clamp<std::int64_t>(kInferenceElements / model.widest(), 1, kInferenceRows);
+std::int64_t rows_at_once(std::int64_t cols) {
+  return std::clamp<std::int64_t>(kInferenceElements / cols, 1, kInferenceRows);
 }
 
 }  // namespace
 
-std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
+std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows, std::int64_t cols) const {
   std::unique_ptr<Inference> leased;
   {
     const std::lock_guard lock(inference_mutex_);
@@ -27,9 +28,10 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
       inference_free_.pop_back();
     }
   }
-  if (leased && leased->rows >= rows) return leased;
+  if (leased && leased->rows >= rows && leased->cols >= cols) return leased;
   leased = std::make_unique<Inference>();
   leased->rows = rows;
+  leased->cols = cols;
   const std::int64_t widest = model_->widest();
   std::vector<std::pair<Tensor*, const Tensor*>> made;
   const auto declare = [&](Tensor& place, std::int64_t count, std::int64_t cols, DType dtype) {
@@ -37,10 +39,11 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
     made.emplace_back(&place, &leased->arena.declare("inference", count, cols, dtype, shadowed));
   };
   Model::Work& work = leased->work;
-  for (Tensor* tensor : {&work.rows[0], &work.rows[1], &work.rows[2], &leased->code, &leased->input})
+  for (Tensor* tensor : {&work.rows[0], &work.rows[1], &work.rows[2], &leased->code})
     declare(*tensor, rows, widest, dtype_);
+  declare(leased->input, rows, cols, dtype_);
   declare(leased->target, rows, n_outputs_, dtype_);
-  declare(leased->output, rows, widest, DType::f64);
+  declare(leased->output, rows, backend_->reads_host_memory() ? 1 : cols, DType::f64);
   declare(work.losses, rows, model_->output_positions(), DType::f64);
   declare(work.layer, 1, model_->layer_work(rows), dtype_);
   leased->arena.allocate([this](std::size_t bytes) { return backend_->allocate(bytes); });
@@ -50,13 +53,15 @@ std::unique_ptr<Engine::Inference> Engine::lease(std::int64_t rows) const {
 
 template <class Body>
 void Engine::infer(const RowSource& in, const Tensor& result, bool on_device, const Body& body) const {
-  const std::int64_t at_once = rows_at_once(*model_);
+  // Results on the host go where they belong; whatever is staged needs room.
+  const std::int64_t staged = backend_->reads_host_memory() ? in.cols : std::max(in.cols, result.cols);
+  const std::int64_t cols = std::max(model_->widest(), staged), at_once = rows_at_once(cols);
   std::unique_ptr<Inference> scratch;
   {
     // Where steps are recorded, nothing may allocate beside them.
     std::unique_lock lock(model_mutex_, std::defer_lock);
     if (!backend_->reads_host_memory()) lock.lock();
-    scratch = lease(std::min(at_once, in.rows));
+    scratch = lease(std::min(at_once, in.rows), cols);
   }
   std::optional<Finish> finish;
   if (!backend_->reads_host_memory()) finish.emplace(*backend_, &model_mutex_);
@@ -91,6 +96,31 @@ void Engine::encode(const RowSource& x, RowTarget code) const {
         [&](const Tensor& in, const Tensor& out, Inference& scratch, std::int64_t) {
           model_->encode(in, out, scratch.work);
         });
+}
+
+Engine::SparseRows Engine::encode_sparse(const RowSource& x) const {
+  constexpr std::int64_t kElements = std::int64_t{1} << 22;
+  const std::int64_t cols = code_width(), at_once = std::clamp<std::int64_t>(kElements / cols, 1, x.rows);
+  std::vector<std::byte> block(static_cast<std::size_t>(at_once * cols) * size_of(dtype_));
+  SparseRows made{{0}, {}, {}};
+  for (std::int64_t first = 0; first < x.rows; first += at_once) {
+    const std::int64_t count = std::min(at_once, x.rows - first);
+    encode(rows_from(x, first, count), block.data());
+    with_scalar(dtype_, [&](auto s) {
+      using S = decltype(s);
+      for (std::int64_t row = 0; row < count; ++row) {
+        const S* line = reinterpret_cast<const S*>(block.data()) + row * cols;
+        for (std::int64_t col = 0; col < cols; ++col) {
+          if (line[col] == S(0)) continue;
+          made.columns.push_back(static_cast<std::int32_t>(col));
+          const auto* bytes = reinterpret_cast<const std::byte*>(line + col);
+          made.values.insert(made.values.end(), bytes, bytes + sizeof(S));
+        }
+        made.starts.push_back(static_cast<std::int64_t>(made.columns.size()));
+      }
+    });
+  }
+  return made;
 }
 
 void Engine::encode_distribution(const RowSource& x, RowTarget moments) const {

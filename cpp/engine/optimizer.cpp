@@ -67,8 +67,29 @@ void Optimizer::set_scalars(StepScalars& scalars, std::int64_t step) const {
 void Optimizer::apply(const std::vector<Parameter>& parameters, const StepMemory& memory) {
   updates_.clear();
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    updates_.push_back({*parameters[i].value, update(parameters[i], i, memory)});
+    if (!parameters[i].by_model) updates_.push_back({*parameters[i].value, update(parameters[i], i, memory)});
   backend_.map_each(updates_);
+}
+
+OptimizerConstants Optimizer::constants(const Parameter& parameter) const {
+  const double decay = spec_.name == "adamw" ? parameter.decay : 0.0;
+  return {spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
+}
+
+std::vector<MatrixUpdate> Optimizer::updates_by_model(const std::vector<Parameter>& parameters) const {
+  int place = 0, kind = 0;
+  for_each_type(OptimizerSteps{}, [&](auto* step) {
+    if (step_name(spec_.name) == std::remove_pointer_t<decltype(step)>::name) kind = place;
+    ++place;
+  });
+  std::vector<MatrixUpdate> updates;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!parameters[i].by_model) continue;
+    const auto [first, second] = moments_[i];
+    updates.push_back({kind, constants(parameters[i]), first == nullptr ? Tensor{} : *first,
+                       second == nullptr ? Tensor{} : *second});
+  }
+  return updates;
 }
 
 bool Optimizer::averages() const { return spec_.name == SignSgdStep::name; }
@@ -87,8 +108,7 @@ void Optimizer::average(const std::vector<Parameter>& parameters) {
 
 Kernel Optimizer::update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const {
   const auto [first, second] = moments_[index];
-  const double decay = spec_.name == "adamw" ? parameter.decay : 0.0;
-  const OptimizerConstants constants{spec_.momentum, spec_.beta1, spec_.beta2, spec_.epsilon, decay};
+  const OptimizerConstants constants = this->constants(parameter);
   Kernel kernel{};
   with_named<OptimizerSteps>(
       "optimizer", step_name(spec_.name), [&, first = first, second = second](auto kind) {

@@ -46,6 +46,8 @@ class Optimizer {
   // The update of the parameter at this place of the list.
   Kernel update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const;
 
+  // Of the parameters that the model updates itself.
+  std::vector<MatrixUpdate> updates_by_model(const std::vector<Parameter>& parameters) const;
   // Whether its parameters are not yet what it has learned: their average is.
   bool averages() const;
   // Puts the averages in the place of the parameters.
@@ -63,6 +65,8 @@ class Optimizer {
     Tensor* first = nullptr;
     Tensor* second = nullptr;
   };
+  OptimizerConstants constants(const Parameter& parameter) const;
+
   OptimizerSpec spec_;
   Backend& backend_;
   std::vector<Moments> moments_;

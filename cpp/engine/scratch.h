@@ -58,7 +58,7 @@ struct Engine::Training {
 
 // For one call at a time.
 struct Engine::Inference {
-  std::int64_t rows = 0;
+  std::int64_t rows = 0, cols = 0;
   Arena arena;
   Model::Work work;
   Tensor code, input, target, output;

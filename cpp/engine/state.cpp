@@ -10,7 +10,7 @@ constexpr double kHeldShare = 0.7;  // of free memory that held rows may take
 }  // namespace
 
 std::vector<const Arena*> Engine::arenas() const {
-  std::vector<const Arena*> arenas{&parameters_, &gradients_, &state_};
+  std::vector<const Arena*> arenas{&parameters_, &gradients_, &matrices_, &state_};
   if (training_parameters_) arenas.push_back(&*training_parameters_);
   return arenas;
 }
@@ -38,12 +38,15 @@ Tensor Engine::tensor(const std::string& name) const {
 
 void Engine::read(const std::string& name, void* to) const {
   const std::shared_lock lock(model_mutex_);
-  backend_->read(find(name), to);
+  const Tensor& from = find(name);
+  FS_REQUIRE(from.exists(), "name: '", name, "' has no memory before gradient() was called");
+  backend_->read(from, to);
 }
 
 void Engine::write(const std::string& name, const void* from) {
   const std::unique_lock lock(model_mutex_);
   const Tensor& to = find(name);
+  FS_REQUIRE(to.exists(), "name: '", name, "' has no memory before gradient() was called");
   backend_->write(to, from);
   const std::vector<Parameter>& parameters = model_->parameters();
   for (std::size_t i = 0; optimizer_.averages() && i < parameters.size(); ++i) {
@@ -102,6 +105,7 @@ void Engine::reset_metrics() {
   const StepLog empty{};
   backend_->write(control(Control::kLog), &empty);
   metrics_ = {};
+  model_->reset_metrics();
 }
 
 double Engine::learning_rate() const {

@@ -5,7 +5,9 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/codes.h"
 #include "kernels/contraction.h"
+#include "kernels/dense_codes.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
 #include "kernels/images.h"
@@ -77,6 +79,16 @@ using SoftmaxKernels = TypeList<SoftmaxRows<S>, SoftmaxDelta<S>, SoftmaxValue<S>
 template <class S>
 using WinnerKernels = TypeList<MapWinner<S>, LifetimeWinner<S>, KeepWinners<S>>;
 
+template <class S>
+using SparseCodeKernels =
+    TypeList<Centered<S>, CopySumming<S>, SquaredDeviation<S>, Coefficient<S>, ColumnSum<S>, SquareSum<S>,
+             DecoderBiasGradient<S>, InferCode<S>, InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
+template <class S>
+using DenseCodeKernels = TypeList<ForwardCode<S>, BackwardCode<S>, ForwardGate<S>, BackwardGate<S>, ExpOf<S>, CodeError<S>,
+                                  ThresholdGradient<S>, ClampThreshold<S>>;
+using CodeScalarKernels =
+    TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
+
 // clang-format off: a group on a line
 template <class S>
 using KernelsOf = Concat<
@@ -95,11 +107,14 @@ using KernelsOf = Concat<
     ContractionKernels<S>,
     SoftmaxKernels<S>,
     WinnerKernels<S>,
+    SparseCodeKernels<S>,
+    DenseCodeKernels<S>,
     UpdateKernels<S>,
     TypeList<Average<S>>>;
 // clang-format on
 
-using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, TypeList<CloseStep, KeepRhoHat, SumRow>>;
+using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, CodeScalarKernels,
+                          TypeList<CloseStep, KeepRhoHat, SumRow>>;
 
 template <class K>
 Kernel as_kernel(const K& k) {

@@ -16,6 +16,7 @@ struct StepScalars {
   double seed;               // of the noise
   double epoch;              // noise is fresh in each
   double max_gradient_norm;  // a longer gradient is scaled down to it
+  double penalty_share;      // of a sparse code's penalty, which may warm up
 };
 
 // Sums over a step's tensors, before they are scaled.

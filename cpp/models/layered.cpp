@@ -82,7 +82,7 @@ void Layered::order_as(bool channels_last, const Shape& shape) {
     add_stage(order_spec(shape, channels_last));
 }
 
-void Layered::declare(Arena& parameters, Arena& gradients, Arena& state) {
+void Layered::declare(Arena& parameters, Arena& gradients, Arena&, Arena& state) {
   const std::size_t count = stage_of_.size();
   for (std::size_t i = 0; i < count; ++i) {
     if (stage_of_[i] == kNone) continue;

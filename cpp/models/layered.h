@@ -42,7 +42,7 @@ class Layered final : public Model {
  public:
   Layered(const ModelSpec& spec, Backend& backend);
 
-  void declare(Arena& parameters, Arena& gradients, Arena& state) override;
+  void declare(Arena& parameters, Arena& gradients, Arena&, Arena& state) override;
   void declare_scratch(Arena& scratch, std::int64_t rows) override;
 
   void begin(const StepMemory& memory, bool with_gradient, bool one_chunk) override;

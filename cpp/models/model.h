@@ -58,7 +58,35 @@ struct ContractionSpec {
   double weight, hessian_weight, noise;
 };
 
+// A sparse code: one encoder, one decoder, and which latents a row may use. Meanings and defaults are in
+// python/fastsae/sparse_code.py.
+struct SparseCodeSpec {
+  std::int64_t latents;
+  std::string activation;  // topk, batch_topk, jump_relu, gated or relu
+  bool skip, pre_bias;
+  std::string decoder_norm;  // unit, rescale or free
+  bool project_gradient;
+  double k, k_start;
+  std::int64_t k_warm_up;
+  std::vector<std::int64_t> prefixes;
+  std::vector<double> prefix_weights;
+  std::string sparsity;  // none, l1, tanh, step or quadratic
+  double sparsity_weight;
+  bool sparsity_by_norm;
+  std::int64_t sparsity_warm_up;
+  double target_l0, tanh_scale, pre_act_weight, bandwidth;
+  double gate_weight;
+  bool gate_detached;
+  std::int64_t aux_k;
+  double aux_weight;
+  bool aux_relu, aux_share;
+  std::string aux_reduction;  // sum, mean, fvu or residual
+  double dead_after;          // < 0: no latent counts as dead
+  double threshold_decay;
+};
+
 struct ModelSpec {
+  std::optional<SparseCodeSpec> sparse_code;  // then nothing below that is of layers is read
   std::int64_t n_features;
   std::int64_t n_outputs;
   std::vector<LayerSpec> layers;
@@ -95,15 +123,23 @@ struct StepMemory {
 struct Parameter {
   Tensor* value;
   Tensor* gradient;
-  double decay;  // 0 for biases
+  double decay;           // 0 for biases
+  bool by_model = false;  // whether the model updates it itself
 };
 
 class Model {
  public:
   virtual ~Model() = default;
 
-  // Once: parameters, gradients, and state that is saved.
-  virtual void declare(Arena& parameters, Arena& gradients, Arena& state) = 0;
+  // Once: parameters, gradients, and state that is saved. `matrices` are gradients that a step may do without.
+  virtual void declare(Arena& parameters, Arena& gradients, Arena& matrices, Arena& state) = 0;
+  // Whether a step makes the gradients of `matrices`; else write_matrices() does, after accumulate().
+  virtual bool needs_matrices() const { return false; }
+  virtual void write_matrices() {}
+  // How the parameters that it updates itself are updated, in the order of parameters().
+  virtual void take_updates(std::vector<MatrixUpdate>) {}
+  // What changes from step to step, for step number `step`, which counts from 1.
+  virtual void set_step(StepScalars&, std::int64_t) {}
   // For each size of batch: activations, deltas, sums.
   virtual void declare_scratch(Arena& scratch, std::int64_t rows) = 0;
 
@@ -117,13 +153,16 @@ class Model {
   virtual void accumulate(const Batch& batch, bool last) = 0;
   // Sums up the parts of J; a step is also logged.
   virtual void close(bool logged) = 0;
-  // Makes the moving averages of the last gradient permanent.
+  // After the optimiser: makes the moving averages of the last gradient permanent, and updates what it updates itself.
   virtual void commit() = 0;
 
   virtual const std::vector<Parameter>& parameters() const = 0;
   // The model as plain data, without the optimiser's updates, if it is of that kind.
   virtual std::optional<SmallModel> small(const StepMemory& memory) const = 0;
   virtual std::int64_t code_width() const = 0;
+
+  // Sums since a reset that are the model's own.
+  virtual void reset_metrics() {}
 
   // Whether a step needs Batch::numbers, whether rows must follow each other without gaps, and whether the rows of a
   // batch compete, so that J cannot be computed in chunks.
@@ -154,6 +193,7 @@ class Model {
 };
 
 std::unique_ptr<Model> make_layered(const ModelSpec& spec, Backend& backend);
+std::unique_ptr<Model> make_sparse_code(const ModelSpec& spec, Backend& backend);
 std::unique_ptr<Model> make_model(const ModelSpec& spec, Backend& backend);
 
 // Names of the closed lists, for tests that walk them.

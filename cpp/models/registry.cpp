@@ -15,7 +15,7 @@ std::vector<std::string> names_of() {
 }  // namespace
 
 std::unique_ptr<Model> make_model(const ModelSpec& spec, Backend& backend) {
-  return make_layered(spec, backend);
+  return spec.sparse_code ? make_sparse_code(spec, backend) : make_layered(spec, backend);
 }
 
 std::map<std::string, std::vector<std::string>> kernel_names() {

@@ -44,7 +44,7 @@ class Engine:
 
     Parameters
     ----------
-    config : Config
+    config : Config or SparseCodeConfig
         The model and its optimiser.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where the memory is and the arithmetic runs.
@@ -72,7 +72,10 @@ class Engine:
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
             cuda_blas()
-        self._core = _core.Engine(config.core(), device, full_batch_rows)
+        core = config.core()
+        self._core = _core.Engine(core, device, full_batch_rows)
+        if "batch_threshold" in self.names():
+            self.set("batch_threshold", [core["threshold_start"]])
 
     @property
     def steps(self) -> int:
@@ -216,7 +219,7 @@ class Engine:
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
             size = min(size, int(batch_size))
-        if self.config.rho_hat == "full" and size < count:
+        if getattr(self.config, "rho_hat", None) == "full" and size < count:
             raise ValueError(f"batch_size: rho_hat='full' needs all {count} rows in one step, got {batch_size}")
         self._core.run(rows, indices, size, *self._examples(rows, sample_weight, targets, numbers))
 
@@ -286,6 +289,26 @@ class Engine:
             Within a second of Ctrl-C; what was written to `out` is then undefined.
         """
         return self._infer(self._core.encode, self.rows("X", X, self.config.n_features), out, self.code_width)
+
+    def encode_sparse(self, X: Any) -> tuple[NDArray[np.int64], NDArray[np.int32], Array]:
+        """The elements of each row's code that are not 0, for codes that mostly are.
+
+        Parameters
+        ----------
+        X : array, shape (n_rows, n_features)
+            NumPy array, memory map, or tensor of the engine's device with ``__dlpack__``.
+
+        Returns
+        -------
+        starts : ndarray of int64, shape (n_rows + 1,)
+            Where each row begins, and the end: ``indptr`` of :class:`scipy.sparse.csr_array`.
+        latents : ndarray of int32, shape (n_elements,)
+            Ascending in each row.
+        values : ndarray, shape (n_elements,)
+            Of the model's dtype.
+        """
+        starts, latents, values = self._core.encode_sparse(self.rows("X", X, self.config.n_features))
+        return starts, latents, values
 
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.

@@ -214,6 +214,11 @@ class SparseCodeConfig(OptimizerConfig):
             shapes["W_skip"] = (o, d)
         return shapes
 
+    def check_decodable(self) -> None:
+        """Raise ValueError if a code alone does not tell the output."""
+        if self.skip:
+            raise ValueError("skip: a code alone does not tell the output of a skip connection, which needs X")
+
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from: every option, and in place of None what it stands for."""
         prefixes = self.prefixes or (self.n_latents,)
@@ -293,7 +298,8 @@ class SparseCodeConfig(OptimizerConfig):
             return
         n = self.n_latents
         for name in ("k", "k_start"):
-            if (value := getattr(self, name)) is None:
+            value = getattr(self, name)
+            if name == "k_start" and value is None:
                 continue
             if self.activation == "topk":
                 check_integer(name, value, 1, n)

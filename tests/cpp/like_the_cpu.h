@@ -23,6 +23,7 @@ class LikeTheCpu : public Backend {
   void map(Tensor out, const Kernel& kernel, Sums sums) override { cpu_->map(out, kernel, sums); }
   void map_each(std::span<const Mapped> items) override { cpu_->map_each(items); }
   void encode_select(const Selection& selection) override { cpu_->encode_select(selection); }
+  void encode_select_batch(const BatchSelection& selection) override { cpu_->encode_select_batch(selection); }
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     cpu_->unfold(windows, images, columns);
   }

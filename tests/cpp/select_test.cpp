@@ -148,7 +148,7 @@ void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of
         for (std::int64_t r = 0; r < scores.rows; ++r) {
           std::copy_n(all[row + r].data() + first, scores.cols, scores.as<S>() + r * scores.stride);
         }
-        select_grid(scores, first, part.values, part.indices);
+        select_grid(scores, first, part);
         ++tiles;
       });
   check(tiles == (rows + tile.rows - 1) / tile.rows * ((n + tile.cols - 1) / tile.cols), name + ": tiles");

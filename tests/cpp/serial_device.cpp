@@ -198,8 +198,11 @@ class SerialDevice final : public Backend {
     for_each_score_tile(selection, tile, scratch.get(),
                         [&](const Selection& part, const Tensor& scores, std::int64_t first) {
                           score(*this, part, scores);
-                          select_grid(scores, first, part.values, part.indices);
+                          select_grid(scores, first, part);
                         });
+  }
+  void encode_select_batch(const BatchSelection&) override {
+    throw DeviceError("batch_topk: not on GPUs yet");
   }
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     begin([=] { unfold_grid(windows, images, columns); });

@@ -1,0 +1,23 @@
+// Sparse codes latent by latent: the elements of each, its gradient and its update.
+#pragma once
+
+#include <span>
+
+#include "backend/sparse.h"
+#include "cpu/scratch.h"
+#include "cpu/select.h"
+
+namespace fastsae::cpu {
+
+void select_dead(const DeadSelection& selection, Precision precision, Scratch& scratch,
+                 const Parallel& parallel);
+void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
+                   const Tensor& fired, Scratch& scratch, const Parallel& parallel);
+void measure_latents(const LatentRows& rows, const Tensor& squares, const Tensor& sums, Scratch& scratch,
+                     const Parallel& parallel);
+void write_latents(const LatentRows& rows, const Tensor& encoder, const Tensor& decoder, Scratch& scratch,
+                   const Parallel& parallel);
+void update_latents(const LatentRows& rows, const LatentUpdate& update, Scratch& scratch,
+                    const Parallel& parallel);
+
+}  // namespace fastsae::cpu

@@ -1,0 +1,334 @@
+// Codes of a row tile that is written down: ReLU, JumpReLU and Gated, where many elements are not zero.
+#pragma once
+
+#include "kernels/codes.h"
+
+namespace fastsae {
+
+// What the penalty p(a, q) of an element is, q being 1 or the norm of its decoder row.
+enum class CodePenalty : std::int32_t { none, l1, tanh };
+
+template <class S>
+struct ElementCost {
+  S value, by_activation, by_norm;
+};
+
+template <class S>
+FS_HD ElementCost<S> element_cost(CodePenalty kind, S a, S q, S scale) {
+  if (kind == CodePenalty::none) return {S(0), S(0), S(0)};
+  if (kind == CodePenalty::l1) return {a * q, q, a};
+  const S t = tanh_of(scale * a * q), slope = (S(1) - t * t) * scale;
+  return {t, slope * q, slope * a};
+}
+
+// Sums of a column: elements that are active, their rows' weights, the penalty, its slope by the norm, and the distance
+// of a dead latent's elements from the threshold.
+struct ForwardSums {
+  static constexpr int count = 5;
+  enum { active, weighted, penalty, by_norm, below };
+};
+
+template <class S>
+struct Thresholded {
+  const S* bias;       // [cols]
+  const S* threshold;  // [cols], or null: 0
+  const S* norms;      // [cols], or null: 1
+  const S* weight;     // [rows]
+  const double* since; // [cols], or null: no latent counts as dead
+  double limit;
+  S tanh_scale;
+  CodePenalty penalty;
+  FS_HD S bar(std::int64_t col) const { return threshold == nullptr ? S(0) : threshold[col]; }
+  FS_HD S norm(std::int64_t col) const { return norms == nullptr ? S(1) : norms[col]; }
+  FS_HD bool is_dead(std::int64_t col) const { return since != nullptr && since[col] > limit; }
+};
+
+// Training: the product's z becomes a = z where it is above the threshold, else 0.
+template <class S>
+struct ForwardCode : SumsColumns<S, ForwardSums::count> {
+  static constexpr bool epilogue = true;
+  Thresholded<S> code;
+  View<S> keep;  // z with its bias
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S product, S* sum) const {
+    const S z = product + code.bias[col], bar = code.bar(col), w = code.weight[row];
+    const bool off = z <= bar;  // NaN is on, and stays visible
+    const S a = off ? S(0) : z;
+    keep(row, col) = z;
+    const ElementCost<S> cost = element_cost(code.penalty, a, code.norm(col), code.tanh_scale);
+    sum[ForwardSums::active] = off ? S(0) : S(1);
+    sum[ForwardSums::weighted] = off ? S(0) : w;
+    sum[ForwardSums::penalty] = w * cost.value;
+    sum[ForwardSums::by_norm] = w * cost.by_norm;
+    sum[ForwardSums::below] = code.is_dead(col) && z < bar ? w * (bar - z) : S(0);
+    return a;
+  }
+};
+
+// Sums of a column: delta; near the threshold the slope by the element, and the rows' weights; weights of a dead latent's
+// elements below it.
+struct BackwardSums {
+  static constexpr int count = 4;
+  enum { delta, near_slope, near_weight, below };
+};
+
+// The slope by the coefficient becomes that by z.
+template <class S>
+struct BackwardCode : SumsColumns<S, BackwardSums::count> {
+  static constexpr bool epilogue = true;
+  Thresholded<S> code;
+  View<const S> z;
+  S half_width;  // of the window around the threshold; 0 without one
+  double sparsity_weight, pre_act_weight;
+  const StepScalars* step;
+  S penalty_slope = 0, pre_act_slope = 0;
+  FS_HD void load() {
+    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
+    pre_act_slope = static_cast<S>(pre_act_weight * step->inverse_total);
+  }
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S slope, S* sum) const {
+    const S at = z(row, col), bar = code.bar(col), w = code.weight[row];
+    const bool on = at > bar;
+    const S a = on ? at : S(0);
+    const S g = slope + w * penalty_slope *
+                            element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
+    const bool near = absolute(at - bar) < half_width;
+    const bool below = code.is_dead(col) && at < bar;
+    const S delta = (on ? g : S(0)) - (below ? w * pre_act_slope * code.norm(col) : S(0));
+    sum[BackwardSums::delta] = delta;
+    sum[BackwardSums::near_slope] = near ? g : S(0);
+    sum[BackwardSums::near_weight] = near ? w : S(0);
+    sum[BackwardSums::below] = below ? w : S(0);
+    return delta;
+  }
+};
+
+// pi = p + b_gate opens the gate, exp(r) p + b_mag is what passes.
+template <class S>
+struct GateParameters {
+  const S* gate_bias;
+  const S* magnitude_bias;
+  const S* gain;    // exp(r)
+  const S* norms;   // or null: 1
+  const S* weight;  // [rows]
+  FS_HD S magnitude(S p, std::int64_t col) const { return gain[col] * p + magnitude_bias[col]; }
+  FS_HD S norm(std::int64_t col) const { return norms == nullptr ? S(1) : norms[col]; }
+};
+
+template <class S>
+struct ForwardGate : SumsColumns<S, ForwardSums::count> {
+  static constexpr bool epilogue = true;
+  GateParameters<S> gate;
+  View<S> code, opening;  // a and max(pi, 0)
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S p, S* sum) const {
+    const S pi = p + gate.gate_bias[col], magnitude = gate.magnitude(p, col), w = gate.weight[row];
+    const bool shut = pi <= S(0), off = shut || magnitude <= S(0);
+    const S open = shut ? S(0) : pi;
+    code(row, col) = off ? S(0) : magnitude;
+    opening(row, col) = open;
+    sum[ForwardSums::active] = off ? S(0) : S(1);
+    sum[ForwardSums::weighted] = off ? S(0) : w;
+    sum[ForwardSums::penalty] = w * open * gate.norm(col);
+    sum[ForwardSums::by_norm] = w * open;
+    sum[ForwardSums::below] = S(0);
+    return p;
+  }
+};
+
+struct GateSums {
+  static constexpr int count = 4;
+  enum { gate, magnitude, gain, delta };
+};
+
+// The slope by the code becomes that by p.
+template <class S>
+struct BackwardGate : SumsColumns<S, GateSums::count> {
+  static constexpr bool epilogue = true;
+  GateParameters<S> gate;
+  View<const S> p, opening_slope;
+  double sparsity_weight;
+  const StepScalars* step;
+  S penalty_slope = 0;
+  FS_HD void load() {
+    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
+  }
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S slope, S* sum) const {
+    const S at = p(row, col);
+    const bool open = at + gate.gate_bias[col] > S(0);
+    const bool passes = open && gate.magnitude(at, col) > S(0);
+    const S by_magnitude = passes ? slope : S(0);
+    const S by_gate =
+        open ? opening_slope(row, col) + gate.weight[row] * penalty_slope * gate.norm(col) : S(0);
+    const S gain = gate.gain[col];
+    const S delta = by_gate + by_magnitude * gain;
+    sum[GateSums::gate] = by_gate;
+    sum[GateSums::magnitude] = by_magnitude;
+    sum[GateSums::gain] = by_magnitude * at * gain;
+    sum[GateSums::delta] = delta;
+    return delta;
+  }
+};
+
+template <class S>
+struct ExpOf : EachElement<S> {
+  const S* of;  // [cols]
+  FS_HD S operator()(std::int64_t, std::int64_t col, S, S*) const { return exponential(of[col]); }
+};
+
+// The decoder's product becomes the gradient by it; sums the weighted squared error.
+template <class S>
+struct CodeError {
+  using Scalar = S;
+  static constexpr bool epilogue = true;
+  static constexpr Pass pass = Pass::row_sum;
+  static constexpr int sums = 1;
+  const S* bias;         // [cols]
+  View<const S> extra;   // or no data
+  View<const S> target;  // [rows x cols]
+  const S* weight;       // [rows]
+  const double* factor;
+  S scale = 0;
+  FS_HD void load() { scale = static_cast<S>(*factor); }
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
+    S y = z + bias[col];
+    if (extra.data != nullptr) y += extra(row, col);
+    const S error = y - target(row, col);
+    sum[0] = weight[row] * error * error;
+    return scale * weight[row] * error;
+  }
+};
+
+// What each latent's decoder row is pulled by for the norm that weighs its penalty; sums the parts of the penalty.
+struct PenaltyPull : SumsColumns<double, 4> {
+  const double* forward;  // ForwardSums, [count x cols]
+  std::int64_t cols;
+  View<const float> norms_f32;  // of one of the types, or of none
+  View<const double> norms_f64;
+  CodeConstants constants;
+  const StepScalars* step;
+  bool by_norm;
+  enum { active, weighted, penalty, below };
+  FS_HD double norm(std::int64_t col) const {
+    if (norms_f32.data != nullptr) return static_cast<double>(norms_f32.data[col]);
+    return norms_f64.data == nullptr ? 1.0 : norms_f64.data[col];
+  }
+  FS_HD double operator()(std::int64_t, std::int64_t col, double, double* sum) const {
+    const double length = norm(col);
+    const double below_bar = forward[ForwardSums::below * cols + col];
+    sum[active] = forward[ForwardSums::active * cols + col];
+    sum[weighted] = forward[ForwardSums::weighted * cols + col];
+    sum[penalty] = forward[ForwardSums::penalty * cols + col];
+    sum[below] = below_bar * length;
+    const double slope =
+        (by_norm ? constants.sparsity_weight * step->penalty_share * forward[ForwardSums::by_norm * cols + col]
+                 : 0.0) +
+        constants.pre_act_weight * below_bar;
+    return length > 0 ? step->inverse_total * slope / length : 0.0;
+  }
+};
+
+// Straight through the window around it.
+template <class S>
+struct ThresholdGradient : SumsColumns<S, 1> {
+  const double* backward;  // BackwardSums, [count x cols]
+  std::int64_t cols;
+  const S* threshold;
+  const S* norms;  // or null: 1
+  const CodeSums* numbers;
+  CodeConstants constants;
+  const StepScalars* step;
+  double bandwidth;
+  FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
+    const double mean = step->inverse_total;
+    double by_count = 0;
+    if (constants.target_l0 > 0)
+      by_count = 2 * (numbers->weighted_active * mean / constants.target_l0 - 1) / constants.target_l0;
+    else if (constants.counts_active)
+      by_count = 1;
+    by_count *= constants.sparsity_weight * step->penalty_share * mean;
+    const double bar = static_cast<double>(threshold[col]);
+    const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
+    const double near = bar * backward[BackwardSums::near_slope * cols + col] +
+                        by_count * backward[BackwardSums::near_weight * cols + col];
+    const S g = static_cast<S>(constants.pre_act_weight * mean * length *
+                                   backward[BackwardSums::below * cols + col] -
+                               near / bandwidth);
+    sum[0] = g * g;
+    return g;
+  }
+};
+
+template <class S>
+struct ClampThreshold : EachElement<S> {
+  const StepLog* log;
+  FS_HD bool idle() const { return log->failed != 0; }
+  FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z < S(0) ? S(0) : z; }
+};
+
+// Inference: the reported code.
+template <class S>
+struct InferCode : EachElement<S> {
+  static constexpr bool epilogue = true;
+  const S* bias;
+  const S* scale;       // [cols], or null: 1
+  const S* threshold;   // [cols], or null
+  const double* bar;    // then one for all, or null: 0
+  bool reported;        // or what multiplies the decoder's rows
+  FS_HD S operator()(std::int64_t, std::int64_t col, S product, S*) const {
+    const S z = product + bias[col], c = scale == nullptr ? z : z * scale[col];
+    const S least = bar != nullptr && *bar > 0 ? static_cast<S>(*bar) : S(0);
+    const bool off = threshold != nullptr ? z <= threshold[col] : c <= least;
+    return off ? S(0) : reported ? c : z;
+  }
+};
+
+template <class S>
+struct InferGate : EachElement<S> {
+  static constexpr bool epilogue = true;
+  GateParameters<S> gate;
+  const S* scale;
+  FS_HD S operator()(std::int64_t, std::int64_t col, S p, S*) const {
+    const S pi = p + gate.gate_bias[col], magnitude = gate.magnitude(p, col);
+    if (pi <= S(0) || magnitude <= S(0)) return S(0);
+    return scale == nullptr ? magnitude : magnitude * scale[col];
+  }
+};
+
+// A code as it is reported becomes what multiplies the decoder's rows.
+template <class S>
+struct Unscaled : EachElement<S> {
+  View<const S> code;
+  const S* scale;
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S, S*) const {
+    const S c = code(row, col);
+    return c == S(0) ? c : c / scale[col];
+  }
+};
+
+// The squared distance of each row, which stays as it is, from its target.
+template <class S>
+struct SquaredDistance {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::row_sum;
+  static constexpr int sums = 1;
+  View<const S> target;
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S y, S* sum) const {
+    const S distance = y - target(row, col);
+    sum[0] = distance * distance;
+    return y;
+  }
+};
+
+// The decoder's product becomes the output.
+template <class S>
+struct AddExtra : EachElement<S> {
+  static constexpr bool epilogue = true;
+  const S* bias;
+  View<const S> extra;  // or no data
+  FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S*) const {
+    const S y = z + bias[col];
+    return extra.data == nullptr ? y : y + extra(row, col);
+  }
+};
+
+}  // namespace fastsae
