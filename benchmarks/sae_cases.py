@@ -36,6 +36,7 @@ class Case:
     exact: float | None = 1e-10
     curve: float | None = 1e-7
     dead: int = 0
+    losses: bool = True  # whether those of the steps are comparable
     targets: bool = False
     shut: bool = False  # every pre-activation is negative
     estimator: str = ""
@@ -192,16 +193,20 @@ PRESETS = [
     preset("GatedSAE", "saelens", "gated"),
     preset("L1SAE", "saelens", "relu"),
     preset("TopKSAE", "sparsify", "topk"),
-    preset("Transcoder", "sparsify", "topk", {"transcode": True}, targets=True),
+    # At its own rate, which is high for so few latents, rows come to have fewer than k positive ones.
+    preset(
+        "Transcoder", "sparsify", "topk", {"transcode": True, "training": {"lr": 1e-3}}, ours={"learning_rate": 1e-3},
+        targets=True,
+    ),
     preset("TopKSAE", "dictionary_learning", "topk", **LATE),
     preset("BatchTopKSAE", "dictionary_learning", "batch_topk", {"threshold_start_step": 0}, **LATE),
     preset(
         "MatryoshkaSAE", "dictionary_learning", "matryoshka", {**FRACTIONS, "threshold_start_step": 0},
         ours={"prefixes": WIDTHS}, **LATE,
     ),
-    preset("GatedSAE", "dictionary_learning", "gated", **LATE),
-    preset("L1SAE", "dictionary_learning", "relu", **LATE),
-    preset("TopKSAE", "openai", "topk", {"auxk_coef": 0, "mse_scale": 1.0}, exact=None, curve=None, note=SCALE),
+    preset("GatedSAE", "dictionary_learning", "gated", exact=1e-4, **LATE),
+    preset("L1SAE", "dictionary_learning", "relu", exact=1e-4, **LATE),
+    preset("TopKSAE", "openai", "topk", {"auxk_coef": 0, "mse_scale": None}, curve=0.02, losses=False, note=SCALE),
 ]  # fmt: skip
 CASES += PRESETS
 

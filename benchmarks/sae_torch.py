@@ -27,6 +27,8 @@ class OpenAI(Peer):
         return summed + self.p["b_dec"]
 
     def cost(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.settings["mse_scale"] is None:  # of a sample of rows: the first batch
+            self.settings["mse_scale"] = 1 / (x - x.mean(0)).pow(2).mean()
         centred = x - self.p["b_dec"]
         z = nn.functional.linear(centred, self.p["W_enc"], self.p["b_enc"])
         values, indices = z.topk(self.k, dim=1)
