@@ -198,7 +198,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             made.set_params(random_state=self.random_state)
         layers = getattr(made._config(n_features), "layers", ())
         output = getattr(layers[-1], "activation", "identity") if layers else "identity"
-        if self.scale and output != "identity" and made.scale != "minmax":
+        if self.scale and output != "identity" and made._kind_of_scale() != "minmax":
             raise ValueError(
                 f"autoencoder: scale=True gives numbers of any sign and size, which an output layer of {output!r} "
                 "does not reach; take an identity output layer, scale='minmax' of the autoencoder, or scale=False"

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastsae._core import DeviceArray
 from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
-from fastsae.codes import OUTPUTS, as_csr, csr_of, pairs_of
+from fastsae.codes import OUTPUTS, as_csr, csr_of, decoded, pairs_of
 from fastsae.config import TrainingConfig
 from fastsae.initializers import CENTERS, MOST_ROWS, center_of, initialize_code
 from fastsae.optimizer import OPTIMIZERS
@@ -267,7 +267,9 @@ lr_gamma, max_grad_norm
         scaler = self._scaler if self._inverts else None
         if scaler is not None:
             scaler.check_inverse()
-        rows = self._engine.decode_sparse(codes.indptr, codes.indices, codes.data)
+        rescaled = self._engine.config.decoder_norm == "rescale"
+        scale = np.linalg.norm(self.decoder_.astype(np.float64), axis=1) if rescaled else np.ones(codes.shape[1])
+        rows = decoded(codes, self.decoder_, self.decoder_bias_, scale)
         if scaler is not None:
             scaler.invert(rows)
         return rows

@@ -48,20 +48,21 @@ LEARNING_RATE = PerRootLatents(2e-4)
 _FREE = {"decoder_norm": "free", "decoder_init_norm": 0.1}
 _TRANSCODER = {"pre_bias": False, "bias_init": "mean"}
 _FROM_ZERO = {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0}
+_BATCH = {"threshold_decay": 0.99}  # SAELens's: the average forgets what it saw before training went far
 _L0 = {"sparsity": "quadratic", "loss_reduction": "fvu", "target_l0": 32.0, "scale": "mean_norm"}
-_L1 = {"sparsity_weight": 5.0, "scale": "mean_norm"}
+_L1 = {"sparsity_weight": 1.0, "scale": "mean_norm"}
 #: What each architecture takes where there is no preset, if it is not the option's own default. Those of "l1" are
 #: Anthropic's of April 2024 ("Update on how we train SAEs"), which are for rows of the length sqrt(n_features); the
 #: decoder of a TopK transcoder begins at 0 as sparsify's.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "topk": {},
-    "batch_topk": {},
-    "matryoshka": {},
+    "batch_topk": _BATCH,
+    "matryoshka": _BATCH,
     "jump_relu": _L0,
     "gated": _L1,
     "l1": {**_FREE, **_L1},
     "transcoder topk": _FROM_ZERO,
-    "transcoder batch_topk": _FROM_ZERO,
+    "transcoder batch_topk": {**_FROM_ZERO, **_BATCH},
     "transcoder jump_relu": {**_TRANSCODER, **_FREE, **_L0},
     "transcoder gated": {**_TRANSCODER, **_FREE, **_L1},
     "transcoder relu": {**_TRANSCODER, **_FREE, **_L1},

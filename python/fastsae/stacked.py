@@ -244,7 +244,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
             raise ValueError(f"y: expected at least 2 classes, got {len(classes)} class")
         if self.autoencoder is not None and not isinstance(self.autoencoder, Autoencoder):
             raise ValueError(f"autoencoder: expected an autoencoder or None, got {type(self.autoencoder).__name__}")
-        if self.autoencoder is not None and (self.autoencoder.scale is not None or self.autoencoder._scaler):
+        if self.autoencoder is not None and (self.autoencoder._kind_of_scale() is not None or self.autoencoder._scaler):
             raise ValueError("autoencoder: expected one with scale=None; give scale to the classifier, for both")
         fitted = _is_fitted(self.autoencoder)
         if fitted and self.scale is not None:

@@ -221,11 +221,12 @@ class Trainer:
 
     def _measures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """What is said of a sparse code: see :class:`fastsae.dictionaries.Dictionary`."""
-        rows, variance = sums.get("rows") or math.nan, sums.get("variance") or math.nan
+        rows, weight = (sums.get(name) or math.nan for name in ("rows", "weight"))
+        variance = sums.get("variance") or math.nan
         fvu = sums.get("squared_error", math.nan) / variance
         return {
-            "sparsity": sums.get("sparsity", math.nan) / rows,
-            "auxiliary": sums.get("auxiliary", math.nan) / rows,
+            "sparsity": sums.get("sparsity", math.nan) / weight,
+            "auxiliary": sums.get("auxiliary", math.nan) / weight,
             "l0": sums.get("active", math.nan) / rows,
             "fvu": fvu,
             "explained_variance": 1 - fvu,
