@@ -18,11 +18,14 @@ from fastsae.reference.sparse_activations import k_at
 from fastsae.sparse_code import SparseCodeConfig
 
 STEPS = 50
+Oracle = SparseCode  # test_sparse_code_faults.py puts broken ones here
 WIDE = {"activation": "jump_relu", "bandwidth": 0.8, "initial_threshold": 0.3}
 # What no gradient sees, and the optimiser.
 TRAINED: dict[str, dict[str, Any]] = {
     "started threshold": {"activation": "batch_topk", "threshold_decay": 0.8, "threshold_start": 0.3},
     "not projected": {"project_gradient": False},
+    "falling thresholds": {**WIDE, "initial_threshold": 0.02},
+    "rescaled dead": {"decoder_norm": "rescale", "aux_k": 1, "aux_weight": 2.0},
     "narrow window": {"activation": "jump_relu", "sparsity": "step", "sparsity_weight": 0.1},
     "falling k": {"activation": "batch_topk", "k": 1.7, "k_start": 4.3, "k_warm_up": 21},
     "sgd": {"optimizer": "sgd", "max_grad_norm": 0.4},
@@ -59,12 +62,14 @@ def start(config: SparseCodeConfig) -> Values:
         values[name] = single(rng.uniform(-1, 1, shape) * (0.5 if len(shape) == 1 else (6 / sum(shape)) ** 0.5))
     if "threshold" in values:
         values["threshold"] = single(config.initial_threshold * rng.uniform(0.2, 2.0, n))
-    values["rows_since_fired"] = rng.choice([0.0, 15.0, 21.0, 300.0], n)
+    values["rows_since_fired"] = rng.choice([0.0, 15.0, 20.0, 21.0, 300.0], n)
     return values
 
 
-def make_reference(config: SparseCodeConfig, values: Values, dtype: str, steps: int) -> SparseCode:
-    model = SparseCode(config, dtype)
+def make_reference(
+    config: SparseCodeConfig, values: Values, dtype: str, steps: int, kind: type[SparseCode] = SparseCode
+) -> SparseCode:
+    model = kind(config, dtype)
     model.set({name: value for name, value in values.items() if name in model.parameters})
     model.rows_since_fired, model.steps = values["rows_since_fired"].copy(), steps
     return model
@@ -147,6 +152,14 @@ def clear_run(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: i
     return run
 
 
+def references(config: SparseCodeConfig, values: Values, steps: int) -> tuple[SparseCode, SparseCode]:
+    """The exact twin, and the plain one in the engine's own precision."""
+    return (
+        make_reference(config, values, "float64", steps, Oracle),
+        make_reference(config, values, config.dtype, steps, Oracle),
+    )
+
+
 # --- comparisons ---
 
 
@@ -174,7 +187,7 @@ def check_gradient(
     values = start(config) if values is None else values
     ((X, w, y),) = clear_run(like(config), t, (rows,), 1, values)
     engine = make_engine(config, values, device, t)
-    exact, plain = (make_reference(config, values, dtype, t) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, t)
     parts = engine.gradient(X, w, targets=y)
     exact_parts, exact_gradients = exact.value_and_gradient(X, w, targets=y)
     plain_parts, plain_gradients = plain.value_and_gradient(X, w, targets=y)
@@ -210,7 +223,7 @@ def check_training(
     """The loss curve; after the last step the parameters, moments and states."""
     values = start(config) if values is None else values
     engine = make_engine(config, values, device, 0)
-    exact, plain = (make_reference(config, values, dtype, 0) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, 0)
     curves: list[list[float]] = [[], [], []]
     before = 0.0
     for X, w, y in clear_run(like(config), 0, rows, steps, values):
@@ -235,7 +248,7 @@ def check_outputs(config: SparseCodeConfig, device: str, rows: int = 7, threshol
     values = start(config)
     ((X, _, y),) = clear_run(like(config), 0, (rows,), 1, values)
     engine = make_engine(config, values, device, 0)
-    exact, plain = (make_reference(config, values, dtype, 0) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, 0)
     if config.activation == "batch_topk":
         engine.set("batch_threshold", [threshold])
         exact.batch_threshold = plain.batch_threshold = threshold

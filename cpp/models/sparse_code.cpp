@@ -340,8 +340,12 @@ LatentRows SparseCode::latent_rows() const {
   return rows;
 }
 
+// A gradient that is looked at is that of J: no part of it is left out.
 void SparseCode::write_matrices() {
-  backend_.write_latents(latent_rows(), *encoder_gradient_, *decoder_gradient_);
+  LatentRows rows = latent_rows();
+  rows.project = false;
+  backend_.measure_latents(rows, *squares_, dense_ ? Tensor{} : *bias_gradient_);
+  backend_.write_latents(rows, *encoder_gradient_, *decoder_gradient_);
 }
 
 void SparseCode::close(bool logged) {

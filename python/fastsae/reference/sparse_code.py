@@ -226,7 +226,7 @@ class SparseCode:
         z: Array = projected + p["b_gate" if activation == "gated" else "b_enc"]
         scores = z * self._scale()
         if activation == "topk":
-            active = largest_of_rows(scores, int(k)) & (z > 0)
+            active = largest_of_rows(scores, int(k)) & (scores > 0)
         elif activation == "batch_topk" and in_batch:
             active = largest_of_batch(scores, k)
         elif activation == "batch_topk":
