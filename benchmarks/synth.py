@@ -1,11 +1,11 @@
-"""How well are features found whose truth is known: ours and SAELens on the same synthetic rows, beside published figures.
+"""How well are features found whose truth is known: ours and SAELens on the same synthetic rows.
 
     python benchmarks/synth.py --peers PYTHON --output benchmarks/results/synth.json
 
 PYTHON is the interpreter of an environment with SAELens: `python -m venv peers && peers/bin/pip install sae-lens`. The
-world is that of SynthSAEBench-16k, or a smaller one of the same shape (`--size`); `synth_world.py` says what it is and
-`synth_metrics.py` what is measured. Rows are drawn once per seed into `--folder`, and a training that has ended is not
-made again, so an interrupted command goes on where it was.
+world is that of SynthSAEBench-16k, whose published figures stand beside, or a smaller one of the same shape (`--size`);
+`synth_world.py` says what it is and `synth_metrics.py` what is measured. Rows are drawn once per seed into `--folder`,
+and a training that has ended is not made again, so an interrupted command goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from race import THREADS
-from synth_workers import BATCH, LEARNERS, MODELS, RATE
+from synth_workers import BATCH, LEARNERS, MODELS
 from synth_world import SIZES, Stream, World
 
 #: Of the 16k world with 4096 latents, 200 million rows and five seeds (SAELens's documentation of SynthSAEBench).

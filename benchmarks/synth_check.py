@@ -1,10 +1,10 @@
-"""The generator of `synth.py` beside that of SAELens, which it was rebuilt after: run by an interpreter that has SAELens.
+"""The generator of `synth.py` beside that of SAELens; run by an interpreter that has SAELens.
 
     peers/bin/python benchmarks/synth_check.py --size 2k --output benchmarks/results/synth-check.json
 
-What is computed without chance must be the same: probabilities and their compensation, trees, and the gradient steps that
-make vectors nearly orthogonal, from the same start. Then SAELens draws from a world with our vectors, deviations and
-factors, and what both draw must differ by no more than chance: rates, coefficients, pairs that fire together, rows.
+What is computed without chance must be the same: probabilities and their compensation, trees, and the gradient steps
+that make vectors nearly orthogonal, from the same start. Then SAELens draws from a world with our vectors, deviations
+and factors, and what both draw must differ by no more than chance: rates, coefficients, pairs that fire together, rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from sae_lens.synthetic import (
     ZipfianFiringProbabilityConfig,
 )
 from sae_lens.synthetic.feature_dictionary import orthogonalize_embeddings
-from synth_world import BRANCHES, DEPTH, SIZES, World, nearly_orthogonal
 from scipy import sparse
+from synth_world import BRANCHES, DEPTH, SIZES, World, nearly_orthogonal
 
 #: Standard errors that the largest of thousands of differences may have.
 MOST = 6.0

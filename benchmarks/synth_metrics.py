@@ -19,10 +19,10 @@ def cosines(decoder: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 class Scores:
     """Sums over batches of held-out rows.
 
-    `mcc` is the mean cosine of the best one-to-one matching of latents with features, `uniqueness` the share of different
-    features among the closest of each latent. A latent counts as a detector of its closest feature: `precision`, `recall`
-    and `f1` are means over the latents, 0 where undefined. `explained_variance` is over all rows and columns together;
-    `shrinkage` the mean of |reconstruction| / |row|.
+    `mcc` is the mean cosine of the best one-to-one matching of latents with features, `uniqueness` the share of
+    different features among the closest of each latent. A latent counts as a detector of its closest feature:
+    `precision`, `recall` and `f1` are means over the latents, 0 where undefined. `explained_variance` is over all rows
+    and columns together; `shrinkage` the mean of |reconstruction| / |row|.
     """
 
     def __init__(self, decoder: np.ndarray, vectors: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """One training of `synth.py`, in a process of its own: SAELens or ours, on the rows that were drawn before.
 
-Both make the same number of steps of the same size on the same rows in the same order, at the same learning rate, and
-each with its own defaults otherwise. What a library needs is imported where it is used, as each has its own environment.
+Both make the same number of steps of the same size on the same rows in the same order, at the same learning rate. What
+a library needs is imported where it is used, as each has its own environment.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Synthetic rows whose true features are known: the generator of SynthSAEBench-16k (Chanin and Garriga-Alonso,
 arXiv 2602.14687; second version of its model), rebuilt in NumPy from its description.
 
-A row is x = bias + sum_j a_j f_j over the few features that fire in it. Feature j fires with probability p_j, which falls
-as Zipf's law; a Gaussian copula of low rank makes features fire together. Most features form trees: a child fires only
-beside its parent, at most one child of a parent does, and its coefficient is scaled by that of the parent. The draws are
-ours, so that rows have the distribution of the original and not its numbers.
+A row is x = bias + sum_j a_j f_j over the few features that fire in it. Feature j fires with probability p_j, by Zipf's
+law; a Gaussian copula of low rank makes features fire together. Most features form trees: a child fires only beside its
+parent, at most one child of a parent does, and its coefficient is scaled by that of the parent. The draws are ours, so
+rows have the distribution of the original and not its numbers.
 
 Children are drawn only where their parent fires, which has the same distribution and is several times faster. This file
 needs NumPy and SciPy alone: both sides of the comparison read it.
@@ -159,7 +159,7 @@ class World:
 
     @functools.cached_property
     def _copula(self) -> tuple[np.ndarray, np.ndarray]:
-        """What a feature's own normal number must exceed in a row without anything in common, and how much less for it."""
+        """What a feature's own normal number must exceed, and how much less per common number."""
         spread = np.sqrt(1 - (self.factor**2).sum(axis=1))
         with np.errstate(divide="ignore"):
             least = -special.ndtri(self.probabilities) / spread
@@ -216,12 +216,10 @@ class Stream:
 
     def code(self, start: int, stop: int) -> sparse.csr_array:
         first, last = self.starts[start], self.starts[stop]
-        parts = (
-            self.values[first:last],
-            self.indices[first:last].astype(np.int32),
-            self.starts[start : stop + 1] - first,
+        indices, starts = self.indices[first:last].astype(np.int32), self.starts[start : stop + 1] - first
+        return sparse.csr_array(
+            (self.values[first:last], indices, starts), shape=(stop - start, self.world.size.n_features)
         )
-        return sparse.csr_array(parts, shape=(stop - start, self.world.size.n_features))
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """[batch_size x d] each, in order; what is left over at the end is not used."""
