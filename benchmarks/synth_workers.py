@@ -1,15 +1,18 @@
 """One training of `synth.py`, in a process of its own: SAELens or ours, on the rows that were drawn before.
 
-Both make the same number of steps of the same size on the same rows in the same order, at the same learning rate. What
-a library needs is imported where it is used, as each has its own environment.
+All make the same number of steps of the same size on the same rows in the same order: SAELens with the settings of the
+published runs, `ours_preset` with these too, as `preset="saelens"` names them, and `ours` with our defaults. What a
+library needs is imported where it is used, as each has its own environment.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +35,7 @@ class Learner(Protocol):
     def decoder(self) -> np.ndarray:
         """[n_latents x d]."""
 
-    def version(self) -> str: ...
+    def versions(self) -> dict[str, str]: ...
 
 
 class SAELens:
@@ -85,11 +88,45 @@ class SAELens:
     def decoder(self) -> np.ndarray:
         return self.sae.W_dec.detach().numpy()
 
-    def version(self) -> str:
-        return f"SAELens {self.sae_lens.__version__}, PyTorch {self.torch.__version__}"
+    def versions(self) -> dict[str, str]:
+        return {"saelens": self.sae_lens.__version__, "torch": self.torch.__version__}
 
 
-LEARNERS: dict[str, type[Learner]] = {"saelens": SAELens}
+class Ours:
+    """Our estimators, a batch at a time."""
+
+    def __init__(self, world: World, model: str, seed: int, n_rows: int, **options: Any) -> None:
+        import fastsae
+
+        size, self.fastsae = world.size, fastsae
+        options |= {"n_latents": size.n_latents, "k": size.k, "batch_size": BATCH, "random_state": seed}
+        if model == "matryoshka":
+            self.sae = fastsae.MatryoshkaSAE(prefixes=size.prefixes, **options)
+        else:
+            self.sae = (fastsae.TopKSAE if model == "topk" else fastsae.BatchTopKSAE)(**options)
+
+    def step(self, X: np.ndarray) -> None:
+        self.sae.partial_fit(X)
+
+    def code(self, X: np.ndarray) -> np.ndarray:
+        """As after training: those of BatchTopK are above its threshold."""
+        return np.asarray(self.sae.transform(X))
+
+    def rebuild(self, code: np.ndarray) -> np.ndarray:
+        return np.asarray(self.sae.inverse_transform(code))
+
+    def decoder(self) -> np.ndarray:
+        return np.asarray(self.sae.decoder_)
+
+    def versions(self) -> dict[str, str]:
+        return {"fastsae": self.fastsae.__version__}
+
+
+LEARNERS: dict[str, Callable[[World, str, int, int], Learner]] = {
+    "saelens": SAELens,
+    "ours": Ours,
+    "ours_preset": functools.partial(Ours, preset="saelens", learning_rate=RATE),
+}
 
 
 def scores(learner: Learner, held_out: Stream) -> dict[str, float]:
@@ -113,7 +150,7 @@ def train(learner: Learner, stream: Stream, held_out: Stream, looks: int) -> dic
         if step in marks:
             curve.append({"rows": step * BATCH, "seconds": round(seconds, 2), **scores(learner, held_out)})
             print(json.dumps(curve[-1]), flush=True)
-    return {"version": learner.version(), "load": os.getloadavg()[0], **curve[-1], "curve": curve[:-1]}
+    return {"versions": learner.versions(), "load": os.getloadavg()[0], **curve[-1], "curve": curve[:-1]}
 
 
 def main() -> None:
@@ -122,7 +159,7 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--folder", type=Path, required=True, help="with world.npz, rows of the seed and held-out rows")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--looks", type=int, default=4)
+    parser.add_argument("--looks", type=int, default=2, help="times that scores are taken")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     world = World.load(options.folder / "world.npz")
