@@ -2,9 +2,10 @@
 
     peers/bin/python benchmarks/synth_check.py --size 2k --output benchmarks/results/synth-check.json
 
-What is computed without chance must be the same: probabilities and their compensation, trees, and the gradient steps
-that make vectors nearly orthogonal, from the same start. Then SAELens draws from a world with our vectors, deviations
-and factors, and what both draw must differ by no more than chance: rates, coefficients, pairs that fire together, rows.
+What is computed without chance must be the same: probabilities and their compensation, trees, the gradient steps that
+make vectors nearly orthogonal, from the same start, and the scores of a dictionary. Then SAELens draws from a world
+with our vectors, deviations and factors, and what both draw must differ by no more than chance: rates, coefficients,
+pairs that fire together, rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import sae_lens
 import torch
+from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.synthetic import (
     FoldedNormalMagnitudeConfig,
     HierarchyConfig,
@@ -27,8 +29,15 @@ from sae_lens.synthetic import (
     SyntheticModelConfig,
     ZipfianFiringProbabilityConfig,
 )
+from sae_lens.synthetic.evals import (
+    ShrinkageCalculator,
+    compute_classification_metrics,
+    feature_uniqueness,
+    mean_correlation_coefficient,
+)
 from sae_lens.synthetic.feature_dictionary import orthogonalize_embeddings
 from scipy import sparse
+from synth_metrics import Scores
 from synth_world import BRANCHES, DEPTH, SIZES, World, nearly_orthogonal
 
 #: Standard errors that the largest of thousands of differences may have.
@@ -126,6 +135,36 @@ def differences(ours: Moments, other: Moments) -> dict[str, float]:
     }
 
 
+def scores(world: World) -> dict[str, float]:
+    """How far our scores are from those of SAELens, on a dictionary that is half right."""
+    random, n = np.random.default_rng(2), world.size.n_latents
+    noise = random.standard_normal((n, world.size.width)).astype(np.float32)
+    decoder = world.vectors[:n] + np.float32(0.7 / np.sqrt(world.size.width)) * noise
+    truth = world.code(4096, random)
+    X = world.rows(truth)
+    code = np.maximum((X - world.bias) @ decoder.T - 2, 0)
+    rebuilt = code @ decoder + world.bias
+    sums = Scores(decoder, world.vectors)
+    sums.add(code, rebuilt, X, truth)
+    ours = sums.result()
+    tensors = {"decoder": decoder, "vectors": world.vectors, "code": code, "rebuilt": rebuilt, "X": X}
+    t = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    classes = compute_classification_metrics(t["code"], torch.from_numpy(truth.toarray()), t["decoder"], t["vectors"])
+    variance, shrinkage = ExplainedVarianceCalculator(), ShrinkageCalculator()
+    for sums_of in (variance, shrinkage):
+        sums_of.add_batch(t["rebuilt"], t["X"])
+    other = {
+        "mcc": mean_correlation_coefficient(t["decoder"], t["vectors"]),
+        "uniqueness": feature_uniqueness(t["decoder"], t["vectors"]),
+        "precision": classes.precision,
+        "recall": classes.recall,
+        "f1": classes.f1_score,
+        "explained_variance": variance.compute(),
+        "shrinkage": shrinkage.compute(),
+    }
+    return {name: abs(ours[name] - value) for name, value in other.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="2k")
@@ -141,6 +180,7 @@ def main() -> None:
         "means": np.abs(model.activation_generator.mean_firing_magnitudes.numpy() - world.means).max(),
         "vectors": np.abs(nearly_orthogonal(start) - vectors).max(),
     }
+    exact |= scores(world)
     ours, other = Moments(world), Moments(world)
     torch.manual_seed(1)
     random = np.random.default_rng(1)
