@@ -118,7 +118,7 @@ def synth_table(result: dict[str, Any]) -> str:
     held = f"{result['rows']:,} rows of the world {result['size']}, means over {rows[0]['seeds']} seeds:"
     published = "Published (Chanin and Garriga-Alonso, arXiv 2602.14687, in SAELens's documentation):"
     parts = [held, table(rows, {**title, **scores, **more}), published, table(told, {**title, **scores})]
-    return "\n\n".join([*parts, f"{measured_on(result)[:-1]}, SAELens {result['contenders']['saelens']}."])
+    return "\n\n".join([*parts, measured_on(result)])
 
 
 def threads_of(row: dict[str, Any]) -> str:
@@ -127,9 +127,8 @@ def threads_of(row: dict[str, Any]) -> str:
 
 def measured_on(result: dict[str, Any]) -> str:
     versions = {**result["contenders"], **result["versions"]}
-    peers = ", ".join(
-        f"{name} {versions[key]}" for key, name in (("torch", "PyTorch"), ("jax", "JAX")) if key in versions
-    )
+    names = (("torch", "PyTorch"), ("jax", "JAX"), ("saelens", "SAELens"))
+    peers = ", ".join(f"{name} {versions[key]}" for key, name in names if key in versions)
     return f"Measured on {result['processor']} ({result['isa']}), {result['date']}" + (f"; {peers}." if peers else ".")
 
 

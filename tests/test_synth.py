@@ -272,3 +272,35 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
     assert "--seeds: expected at least 1, got 0" in call("--seeds", "0")
     (tmp_path / "settings.json").write_text(json.dumps({"size": "16k", "rows": 1024, "held_out": 1024}))
     assert "--folder: expected an empty one" in call("--size", "tiny", "--rows", "1024", "--folder", str(tmp_path))
+
+
+def test_ours_trains_and_is_told(synth: Any, tmp_path: Path) -> None:
+    """The whole command on a tiny world, going on where it was, and the table of its result."""
+    output = tmp_path / "synth.json"
+    options = "--size tiny --rows 30720 --held-out 2048 --seeds 1 --libraries ours ours_preset --threads 1".split()
+    command = [sys.executable, FOLDER / "synth.py", *options, "--folder", tmp_path / "rows", "--output", output]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    first = json.loads(output.read_text())
+    assert {(run["library"], run["model"]) for run in first["runs"]} == {
+        (library, model) for library in ("ours", "ours_preset") for model in ("topk", "batch_topk", "matryoshka")
+    }
+    size = synth.SIZES["tiny"]
+    for run in first["runs"]:
+        assert run["rows"] == 30720
+        assert run["seconds"] > run["curve"][0]["seconds"] > 0
+        assert 0.3 < run["explained_variance"] < 1
+        assert run["mcc"] > 0.4
+        assert run["l0"] == pytest.approx(size.k, rel=0.1)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert json.loads(output.read_text())["runs"] == first["runs"]
+    text = importlib.import_module("tables").synth_table(first)
+    assert text.count("| fastsae |") == 3
+    assert f"{first['summary'][0]['mcc']:.4f}" in text
+    assert "| batch_topk | 16k, 200 million rows, L0 25 | 0.7316 | 0.7574 |" in text
+
+
+def test_the_readme_says_what_the_result_says(synth: Any) -> None:
+    tables = importlib.import_module("tables")
+    readme = "benchmarks/README.md"
+    found = tables.between((FOLDER.parent / readme).read_text(), "synth")
+    assert found == tables.expected("synth", tables.committed("synth"), readme)
