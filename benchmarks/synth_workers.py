@@ -21,11 +21,14 @@ from synth_metrics import Scores
 from synth_world import Stream, World
 
 BATCH, RATE = 1024, 3e-4
+#: Batches that are made from their code at once.
+TOGETHER = 16
 MODELS = ("topk", "batch_topk", "matryoshka")
 
 
 class Learner(Protocol):
-    def step(self, X: np.ndarray) -> None: ...
+    def steps(self, X: np.ndarray) -> None:
+        """One for each `BATCH` rows of X, in their order."""
 
     def code(self, X: np.ndarray) -> np.ndarray:
         """[rows x n_latents], as it is reported after training."""
@@ -71,10 +74,11 @@ class SAELens:
             iter(()),
         )  # fmt: skip
 
-    def step(self, X: np.ndarray) -> None:
-        self.trainer.maybe_reset_sparsity()
-        self.trainer.step(self.torch.from_numpy(X))
-        self.trainer.n_training_steps += 1
+    def steps(self, X: np.ndarray) -> None:
+        for batch in self.torch.from_numpy(X).split(BATCH):
+            self.trainer.maybe_reset_sparsity()
+            self.trainer.step(batch)
+            self.trainer.n_training_steps += 1
 
     def code(self, X: np.ndarray) -> np.ndarray:
         """As its own evaluation does it: BatchTopK keeps the largest of the batch."""
@@ -93,19 +97,25 @@ class SAELens:
 
 
 class Ours:
-    """Our estimators, a batch at a time."""
+    """Our estimators."""
 
     def __init__(self, world: World, model: str, seed: int, n_rows: int, **options: Any) -> None:
         import fastsae
 
         size, self.fastsae = world.size, fastsae
-        options |= {"n_latents": size.n_latents, "k": size.k, "batch_size": BATCH, "random_state": seed}
+        options |= {
+            "n_latents": size.n_latents,
+            "k": size.k,
+            "batch_size": BATCH,
+            "shuffle": False,
+            "random_state": seed,
+        }
         if model == "matryoshka":
             self.sae = fastsae.MatryoshkaSAE(prefixes=size.prefixes, **options)
         else:
             self.sae = (fastsae.TopKSAE if model == "topk" else fastsae.BatchTopKSAE)(**options)
 
-    def step(self, X: np.ndarray) -> None:
+    def steps(self, X: np.ndarray) -> None:
         self.sae.partial_fit(X)
 
     def code(self, X: np.ndarray) -> np.ndarray:
@@ -141,15 +151,18 @@ def scores(learner: Learner, held_out: Stream) -> dict[str, float]:
 
 def train(learner: Learner, stream: Stream, held_out: Stream, looks: int) -> dict[str, Any]:
     """The scores after each of `looks` equal parts of the rows, and the seconds in steps."""
-    steps, seconds, curve = stream.n_rows // BATCH, 0.0, []
-    marks = {steps * part // looks for part in range(1, looks + 1)}
-    for step, X in enumerate(stream.batches(BATCH), start=1):
-        start = time.perf_counter()
-        learner.step(X)
-        seconds += time.perf_counter() - start
-        if step in marks:
-            curve.append({"rows": step * BATCH, "seconds": round(seconds, 2), **scores(learner, held_out)})
-            print(json.dumps(curve[-1]), flush=True)
+    steps, step, seconds, curve = stream.n_rows // BATCH, 0, 0.0, []
+    for look in range(1, looks + 1):
+        last = steps * look // looks
+        while step < last:
+            stop = min(step + TOGETHER, last)
+            X = stream.rows(step * BATCH, stop * BATCH)
+            start = time.perf_counter()
+            learner.steps(X)
+            seconds += time.perf_counter() - start
+            step = stop
+        curve.append({"rows": step * BATCH, "seconds": round(seconds, 2), **scores(learner, held_out)})
+        print(json.dumps(curve[-1]), flush=True)
     return {"versions": learner.versions(), "load": os.getloadavg()[0], **curve[-1], "curve": curve[:-1]}
 
 

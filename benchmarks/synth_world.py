@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +220,6 @@ class Stream:
             (self.values[first:last], indices, starts), shape=(stop - start, self.world.size.n_features)
         )
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """[batch_size x d] each, in order; what is left over at the end is not used."""
-        for start in range(0, self.n_rows - batch_size + 1, batch_size):
-            yield self.world.rows(self.code(start, start + batch_size))
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """[(stop - start) x d] float32."""
+        return self.world.rows(self.code(start, stop))
