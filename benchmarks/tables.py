@@ -107,7 +107,7 @@ def synth_table(result: dict[str, Any]) -> str:
     """Means over the seeds, then what was published of the large world."""
     names = {"saelens": "SAELens", "ours": "fastsae", "ours_preset": 'fastsae, `preset="saelens"`'}
     scores = {name: number(name, "{:.4f}") for name in ("f1", "mcc", "uniqueness", "explained_variance")}
-    more = {"L0": number("l0", "{:.2f}"), "dead": number("dead", "{:.1f}"), "s of steps": number("seconds", "{:.0f}")}
+    more = {"L0": number("l0", "{:.2f}"), "dead": number("dead", "{:.1f}")}
     title: dict[str, Cell] = {"model": lambda row: row["model"], "by": lambda row: row["by"]}
     rows = [{**row, "by": names[row["library"]]} for row in result["summary"]]
     told = [

@@ -158,9 +158,9 @@ def describe(
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=400, help="of the standard library whose docstrings are read")
-    parser.add_argument("--vocabulary", type=int, default=6000)
+    parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--length", type=int, default=64, help="words that the transformer sees at once")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--block", type=int, default=1, help="behind which the residual stream is read, from 0")
     parser.add_argument("--latents", type=int, default=2048)
     parser.add_argument("--k", type=int, default=16)
