@@ -264,6 +264,7 @@ lr_gamma, max_grad_norm
             return super().inverse_transform(H, out)
         if out is not None:
             raise ValueError("out: needs a dense H")
+        self._engine.config.check_decodable()
         scaler = self._scaler if self._inverts else None
         if scaler is not None:
             scaler.check_inverse()
