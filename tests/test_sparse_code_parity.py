@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -18,18 +19,26 @@ from fastsae.reference.sparse_activations import k_at
 from fastsae.sparse_code import SparseCodeConfig
 
 STEPS = 50
+Oracle = SparseCode  # test_sparse_code_faults.py puts broken ones here
 WIDE = {"activation": "jump_relu", "bandwidth": 0.8, "initial_threshold": 0.3}
 # What no gradient sees, and the optimiser.
 TRAINED: dict[str, dict[str, Any]] = {
     "started threshold": {"activation": "batch_topk", "threshold_decay": 0.8, "threshold_start": 0.3},
     "not projected": {"project_gradient": False},
+    "falling thresholds": {**WIDE, "initial_threshold": 0.02},
+    "rescaled dead": {"decoder_norm": "rescale", "aux_k": 1, "aux_weight": 2.0},
     "narrow window": {"activation": "jump_relu", "sparsity": "step", "sparsity_weight": 0.1},
     "falling k": {"activation": "batch_topk", "k": 1.7, "k_start": 4.3, "k_warm_up": 21},
     "sgd": {"optimizer": "sgd", "max_grad_norm": 0.4},
     "momentum": {"optimizer": "momentum", "momentum": 0.8, "decoder_norm": "free", "activation": "relu"},
     "nesterov": {"optimizer": "nesterov", "lr_schedule": "step", "lr_step_size": 7, "lr_gamma": 0.7},
     "clipped adam": {"beta1": 0.8, "beta2": 0.99, "epsilon": 1e-5, "max_grad_norm": 0.1, "activation": "batch_topk"},
+    "line": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 20, "lr_final": 0.2},
+    "signs": {"optimizer": "sign_sgd", "momentum": 0.9, "lr_warm_up": 5},
+    "signs of batch_topk": {"optimizer": "sign_sgd", "activation": "batch_topk", "decoder_norm": "rescale"},
     "cosine": {"lr_schedule": "cosine", "lr_warm_up": 5, "lr_total_steps": 40, "lr_final": 0.1, **WIDE},
+    "linear": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 21, "activation": "relu"},
+    "signs of jumps": {"optimizer": "sign_sgd", "activation": "jump_relu", "decoder_norm": "free"},
     "clipped gates": {"activation": "gated", "max_grad_norm": 0.2, "optimizer": "momentum", "sparsity": "l1"},
     "clipped skip": {"transcoder": True, "skip": True, "max_grad_norm": 0.2, "optimizer": "sgd"},
 }
@@ -59,12 +68,14 @@ def start(config: SparseCodeConfig) -> Values:
         values[name] = single(rng.uniform(-1, 1, shape) * (0.5 if len(shape) == 1 else (6 / sum(shape)) ** 0.5))
     if "threshold" in values:
         values["threshold"] = single(config.initial_threshold * rng.uniform(0.2, 2.0, n))
-    values["rows_since_fired"] = rng.choice([0.0, 15.0, 21.0, 300.0], n)
+    values["rows_since_fired"] = rng.choice([0.0, 15.0, 20.0, 21.0, 300.0], n)
     return values
 
 
-def make_reference(config: SparseCodeConfig, values: Values, dtype: str, steps: int) -> SparseCode:
-    model = SparseCode(config, dtype)
+def make_reference(
+    config: SparseCodeConfig, values: Values, dtype: str, steps: int, kind: type[SparseCode] = SparseCode
+) -> SparseCode:
+    model = kind(config, dtype)
     model.set({name: value for name, value in values.items() if name in model.parameters})
     model.rows_since_fired, model.steps = values["rows_since_fired"].copy(), steps
     return model
@@ -118,11 +129,22 @@ def draw(config: SparseCodeConfig, rng: np.random.Generator, rows: int) -> Batch
     return single(X), single(w), None if y is None else single(y)
 
 
-def clear_run(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int, values: Values) -> list[Batch]:
+@functools.cache
+def clear_start(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int) -> list[Batch]:
+    """The run from `start`, for both dtypes."""
+    return clear_run(config, t, sizes, steps, start(config))
+
+
+def clear_run(
+    config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int, values: Values | None = None
+) -> list[Batch]:
     """Batches for so many steps from step `t` on, whose decisions are clear of what float32 loses.
 
     Two correct runs then decide alike, and differ by rounding alone.
     """
+    config = dataclasses.replace(config, dtype="float64")
+    if values is None:
+        return clear_start(config, t, sizes, steps)
     rng, run = np.random.default_rng([t, 6]), list[Batch]()
     exact, plain = (make_reference(config, values, dtype, t) for dtype in ("float64", "float32"))
 
@@ -147,12 +169,15 @@ def clear_run(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: i
     return run
 
 
+def references(config: SparseCodeConfig, values: Values, steps: int) -> tuple[SparseCode, SparseCode]:
+    """The exact twin, and the plain one in the engine's own precision."""
+    return (
+        make_reference(config, values, "float64", steps, Oracle),
+        make_reference(config, values, config.dtype, steps, Oracle),
+    )
+
+
 # --- comparisons ---
-
-
-def like(config: SparseCodeConfig) -> SparseCodeConfig:
-    """Both dtypes take the same batches."""
-    return dataclasses.replace(config, dtype="float64")
 
 
 def parts_of(parts: dict[str, float]) -> dict[str, float]:
@@ -171,10 +196,10 @@ def check_gradient(
     config: SparseCodeConfig, device: str, rows: int = 7, t: int = 3, values: Values | None = None
 ) -> None:
     """The parts of J and every gradient, tensor by tensor; nothing is changed."""
+    ((X, w, y),) = clear_run(config, t, (rows,), 1, values)
     values = start(config) if values is None else values
-    ((X, w, y),) = clear_run(like(config), t, (rows,), 1, values)
     engine = make_engine(config, values, device, t)
-    exact, plain = (make_reference(config, values, dtype, t) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, t)
     parts = engine.gradient(X, w, targets=y)
     exact_parts, exact_gradients = exact.value_and_gradient(X, w, targets=y)
     plain_parts, plain_gradients = plain.value_and_gradient(X, w, targets=y)
@@ -208,12 +233,13 @@ def check_training(
     values: Values | None = None,
 ) -> None:
     """The loss curve; after the last step the parameters, moments and states."""
+    run = clear_run(config, 0, rows, steps, values)
     values = start(config) if values is None else values
     engine = make_engine(config, values, device, 0)
-    exact, plain = (make_reference(config, values, dtype, 0) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, 0)
     curves: list[list[float]] = [[], [], []]
     before = 0.0
-    for X, w, y in clear_run(like(config), 0, rows, steps, values):
+    for X, w, y in run:
         engine.step(X, w, targets=y)
         sums = engine.metric_sums()["loss"]
         weight = len(X) if w is None else w.sum()
@@ -233,9 +259,9 @@ def check_training(
 def check_outputs(config: SparseCodeConfig, device: str, rows: int = 7, threshold: float = 0.4) -> None:
     """Code, decoding, reconstruction and the loss of each row; the code as its elements that are not 0."""
     values = start(config)
-    ((X, _, y),) = clear_run(like(config), 0, (rows,), 1, values)
+    ((X, _, y),) = clear_run(config, 0, (rows,), 1)
     engine = make_engine(config, values, device, 0)
-    exact, plain = (make_reference(config, values, dtype, 0) for dtype in ("float64", config.dtype))
+    exact, plain = references(config, values, 0)
     if config.activation == "batch_topk":
         engine.set("batch_threshold", [threshold])
         exact.batch_threshold = plain.batch_threshold = threshold
@@ -389,8 +415,8 @@ def test_rows_without_variance(reduction: str, model: str, dtype: str, device: s
     values = start(config)
     engine, exact = make_engine(config, values, device, 0), make_reference(config, values, "float64", 0)
     plain = make_reference(config, values, dtype, 0)
-    X, _, _ = clear_run(like(config), 0, (3,), 1, values)[0]
-    for rows, w in ((X[:1], None), (X, np.array([0.0, 2.0, 0.0]))):
+    X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
+    for rows, w in ((X[:1], None), (X[:1], np.array([0.7])), (X, np.array([0.0, 2.3, 0.0]))):
         parts, gradients = exact.value_and_gradient(rows, w)
         assert_parts(engine.gradient(rows, w), parts, plain.value_and_gradient(rows, w)[0], dtype)
         for name, gradient in gradients.items():
@@ -408,7 +434,7 @@ def test_no_active_latent(activation: str, dtype: str, device: str) -> None:
     values["b_enc"][:] = -50.0
     check_training(config, device, steps=4, values=values)
     engine = make_engine(config, values, device, 0)
-    X, _, _ = clear_run(like(config), 0, (3,), 1, values)[0]
+    X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
     assert not engine.encode(X).any()
     starts, latents, elements = engine.encode_sparse(X)
     assert (starts.tolist(), len(latents), len(elements)) == ([0, 0, 0, 0], 0, 0)

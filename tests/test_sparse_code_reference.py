@@ -27,7 +27,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "topk of all": {"k": LATENTS, "aux_weight": 0.7},
     "few dead": {"aux_k": 6, "aux_weight": 2.0, "decoder_norm": "rescale"},
     "full share": {"aux_k": 6, "aux_weight": 2.0, "aux_share": False},
-    "negative dead": {"aux_k": 2, "aux_relu": False, "aux_weight": 0.5},
+    "negative dead": {"aux_k": 5, "aux_relu": False, "aux_weight": 0.5},
     "no dead": {"dead_after": None, "k_start": 5, "k_warm_up": 9},
     "batch_topk": {"activation": "batch_topk"},
     "batch_topk of a fraction": {"activation": "batch_topk", "k": 2.4, "decoder_norm": "rescale"},
@@ -35,7 +35,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "weighted matryoshka": {"prefixes": (1, 4, LATENTS), "prefix_weights": (0.5, 0.0, 2.0), "loss_reduction": "fvu"},
     "transcoder": {"transcoder": True, "n_outputs": OUTPUTS, "pre_bias": False},
     "skip transcoder": {"transcoder": True, "skip": True, "loss_reduction": "mean", "prefixes": (3, LATENTS)},
-    "wide transcoder": {"transcoder": True, "skip": True, "n_outputs": 8, "pre_bias": False, "aux_weight": 0.5},
+    "wide transcoder": {"transcoder": True, "skip": True, "n_outputs": 8, "pre_bias": False, "loss_reduction": "mean"},
 }
 DENSE: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
@@ -43,7 +43,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "relu plain l1": {"activation": "relu", "sparsity": "l1", "sparsity_by_norm": False, "loss_reduction": "fvu"},
     "relu tanh": {"activation": "relu", "sparsity": "tanh", "tanh_scale": 0.6, "decoder_norm": "rescale"},
     "relu plain tanh": {"activation": "relu", "sparsity": "tanh", "tanh_scale": 0.6, "sparsity_by_norm": False},
-    "relu matryoshka": {"activation": "relu", "prefixes": (4, LATENTS), "sparsity": "l1", "sparsity_warm_up": 8},
+    "relu warm-up": {"activation": "relu", "sparsity": "l1", "sparsity_warm_up": 8},
     "gated": {"activation": "gated", "gate_weight": 0.6},
     "gated l1": {"activation": "gated", "sparsity": "l1", "decoder_norm": "free"},
     "gated attached": {"activation": "gated", "sparsity": "l1", "gate_detached": False, "loss_reduction": "fvu"},
@@ -366,12 +366,12 @@ def test_k_warm_up() -> None:
 
 
 def test_prefixes_are_models_of_their_own() -> None:
-    given = {"prefixes": (2, 6, LATENTS), "prefix_weights": (0.5, 1.0, 3.0), "activation": "relu"}
-    nested = randomised(make(**given))
+    given = {"prefixes": (2, 6, LATENTS), "prefix_weights": (0.5, 1.0, 3.0), "k": LATENTS}
+    nested = randomised(make(**given, dead_after=None))
     X, weights, _ = data(nested.config)
     value, slope = 0.0, np.zeros_like(nested.parameters["b_dec"])
     for m, omega in zip(given["prefixes"], given["prefix_weights"], strict=True):
-        alone = SparseCode(SparseCodeConfig(D, m, activation="relu"))
+        alone = SparseCode(SparseCodeConfig(D, m, k=m))
         alone.set({name: p[:m] if name != "b_dec" else p for name, p in nested.parameters.items()})
         parts, gradients = alone.value_and_gradient(X, weights)
         value, slope = value + omega * parts["loss"], slope + omega * gradients["b_dec"]

@@ -58,7 +58,9 @@ struct SquaredDeviation {
   double inverse_total = 0;
   FS_HD void load() { inverse_total = step->inverse_total; }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S z, S* sum) const {
-    const S distance = static_cast<S>(static_cast<double>(z) - column_sums[col] * inverse_total);
+    S distance = static_cast<S>(static_cast<double>(z) - column_sums[col] * inverse_total);
+    constexpr S kRounding = sizeof(S) == 4 ? S(1e-6) : S(2e-15);  // is no variance
+    if (absolute(distance) <= kRounding * absolute(z)) distance = S(0);
     sum[0] = weight[row] * distance * distance;
     return z;
   }
@@ -131,7 +133,8 @@ struct AuxiliaryFactor : EachElement<double> {
   const StepScalars* step;
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
     const double mean = step->inverse_total, kind = constants.auxiliary_divisor;
-    const double divisor = kind > 0 ? kind : (kind < 0 ? numbers->residual_variance : numbers->variance) * mean;
+    const double divisor =
+        kind > 0 ? kind : (kind < 0 ? numbers->residual_variance : numbers->variance) * mean;
     const double full = constants.auxiliary_share;
     const double share = full > 0 && numbers->dead < full ? numbers->dead / full : 1.0;
     numbers->auxiliary_factor =
@@ -152,13 +155,13 @@ struct CloseCode : EachElement<double> {
     if (c.target_l0 > 0) return weight * (l0 / c.target_l0 - 1) * (l0 / c.target_l0 - 1);
     return weight * (c.counts_active ? l0 : s.sparsity * step.inverse_total);
   }
-  FS_HD static double auxiliary(const CodeSums& s) {
-    return (s.auxiliary_factor * s.auxiliary_loss + s.gate_factor * s.gate_loss) / 2;
+  FS_HD static double auxiliary(const CodeSums& s, const CodeConstants& c, const StepScalars& step) {
+    return (s.auxiliary_factor * s.auxiliary_loss + s.gate_factor * s.gate_loss) / 2 +
+           c.pre_act_weight * s.pre_act * step.inverse_total;
   }
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
     totals->loss = numbers->factor / 2 * numbers->loss * step->total;
-    totals->kl = sparsity(*numbers, constants, *step) + auxiliary(*numbers) +
-                 constants.pre_act_weight * numbers->pre_act * step->inverse_total;
+    totals->kl = sparsity(*numbers, constants, *step) + auxiliary(*numbers, constants, *step);
     return z;
   }
 };
@@ -179,7 +182,7 @@ struct KeepMonitor : EachElement<double> {
     monitor->active += numbers->active;
     monitor->squared_error += numbers->last_loss;
     monitor->variance += numbers->variance;
-    monitor->auxiliary += step->total * CloseCode::auxiliary(*numbers);
+    monitor->auxiliary += step->total * CloseCode::auxiliary(*numbers, constants, *step);
     monitor->sparsity += step->total * CloseCode::sparsity(*numbers, constants, *step);
     if (bar != nullptr && numbers->active > 0)
       *bar = *bar < 0 ? numbers->smallest : bar_decay * *bar + (1 - bar_decay) * numbers->smallest;

@@ -164,3 +164,23 @@ def target_for(core: Core, name: str, out: Any, shape: tuple[int, int], dtype: s
     if isinstance(rows, np.ndarray) and np.may_share_memory(out, rows):
         raise ValueError(f"{name}: expected memory of its own, got memory that the input uses")
     return out
+
+
+def as_sparse_rows(
+    indptr: ArrayLike, indices: ArrayLike, data: ArrayLike, n_cols: int, dtype: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+    """The three arrays of a CSR matrix of `n_cols` columns, checked; duplicates are not looked for."""
+    arrays = [np.asarray(value) for value in (indptr, indices, data)]
+    for name, array in zip(("indptr", "indices"), arrays, strict=False):
+        if array.ndim != 1 or (array.size > 0 and array.dtype.kind not in "iu"):
+            raise ValueError(f"{name}: expected a 1-D array of integers, got shape {array.shape}, dtype {array.dtype}")
+    starts, columns, values = arrays
+    if values.ndim != 1 or values.dtype.kind not in "fiub":
+        raise ValueError(f"data: expected a 1-D array of real numbers, got shape {values.shape}, dtype {values.dtype}")
+    if len(columns) != len(values):
+        raise ValueError(f"indices: expected {len(values)}, as many as data, got {len(columns)}")
+    if len(starts) == 0 or starts[0] != 0 or starts[-1] != len(values) or (np.diff(starts.astype(np.int64)) < 0).any():
+        raise ValueError(f"indptr: expected rising numbers from 0 to {len(values)}, got {starts!r}")
+    if len(columns) and (columns.min() < 0 or columns.max() >= n_cols):
+        raise ValueError(f"indices: expected columns in [0, {n_cols}), got {columns.min()} to {columns.max()}")
+    return starts.astype(np.int64), columns.astype(np.int64), cast("data", values, np.dtype(dtype))

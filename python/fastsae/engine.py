@@ -19,6 +19,7 @@ from fastsae.arrays import (
     as_numbers,
     as_order,
     as_rows,
+    as_sparse_rows,
     as_weights,
     cast,
     device_rows,
@@ -310,6 +311,37 @@ class Engine:
         starts, latents, values = self._core.encode_sparse(self.rows("X", X, self.config.n_features))
         return starts, latents, values
 
+    def decode_sparse(self, starts: ArrayLike, latents: ArrayLike, values: ArrayLike) -> Array:
+        """The reconstruction of each row of a code that is given by its elements.
+
+        Parameters
+        ----------
+        starts, latents, values
+            As :meth:`encode_sparse` gives them: ``indptr``, ``indices`` and ``data`` of a CSR array.
+
+        Returns
+        -------
+        ndarray, shape (n_rows, n_outputs)
+            Of the model's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit each other or the model.
+        """
+        self.config.check_decodable()
+        indptr, indices, data = as_sparse_rows(starts, latents, values, self.code_width, self.config.dtype)
+        out = np.empty((len(indptr) - 1, self.config.output_width), self.config.dtype)
+        at_once = max(1, _ELEMENTS_AT_ONCE // self.code_width)
+        for first in range(0, len(out), at_once):
+            last = min(first + at_once, len(out))
+            begin, end = indptr[first], indptr[last]
+            dense = np.zeros((last - first, self.code_width), self.config.dtype)
+            rows = np.repeat(np.arange(last - first), np.diff(indptr[first : last + 1]))
+            dense[rows, indices[begin:end]] = data[begin:end]
+            self.decode(dense, out[first:last])
+        return out
+
     def decode(self, H: Any, out: Any = None) -> Any:
         """The reconstruction that each code gives, shape (n_rows, n_outputs). Arrays as for `encode`.
 
@@ -525,7 +557,11 @@ class Engine:
         return as_weights(self._core.borrow("sample_weight", value).numpy() if is_elsewhere(value) else value, n_rows)
 
     def _targets(self, value: Any) -> Rows | None:
-        return None if value is None else self.rows("targets", value, self.config.output_width)
+        if value is None:
+            return None
+        if isinstance(self.config, SparseCodeConfig) and not self.config.transcoder:
+            raise ValueError("targets: expected None, since the target of this code is X; they need transcoder=True")
+        return self.rows("targets", value, self.config.output_width)
 
     def _examples(self, rows: Rows, sample_weight: Any, targets: Any, numbers: Any) -> tuple[Any, ...]:
         return self.weights(sample_weight, len(rows)), self._targets(targets), as_numbers(numbers)

@@ -41,6 +41,9 @@ PENALISED = {
     "quadratic": ("jump_relu",),
 }
 
+#: Prefixes that one code may have.
+MOST_PREFIXES = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class SparseCodeConfig(OptimizerConfig):
@@ -215,9 +218,7 @@ class SparseCodeConfig(OptimizerConfig):
         return shapes
 
     def check_decodable(self) -> None:
-        """Raise ValueError if a code alone does not tell the output."""
-        if self.skip:
-            raise ValueError("skip: a code alone does not tell the output of a skip connection, which needs X")
+        """A code always tells what it decodes to; what a skip connection adds is not of the code."""
 
     def core(self) -> dict[str, Any]:
         """What the compiled engine is made from: every option, and in place of None what it stands for."""
@@ -320,6 +321,8 @@ class SparseCodeConfig(OptimizerConfig):
             if prefix < least:
                 raise ValueError(f"prefixes: expected rising numbers, got {self.prefixes!r}")
             least = prefix + 1
+        if len(self.prefixes) > MOST_PREFIXES:
+            raise ValueError(f"prefixes: expected at most {MOST_PREFIXES}, got {len(self.prefixes)}")
         if self.prefixes and self.prefixes[-1] != self.n_latents:
             raise ValueError(f"prefixes: the last must be n_latents={self.n_latents}, got {self.prefixes!r}")
         if (weights := self.prefix_weights) is None:
@@ -371,6 +374,7 @@ _USED_BY: tuple[tuple[tuple[str, ...], Callable[[SparseCodeConfig], bool], str],
     (("threshold_decay", "threshold_start"), lambda c: c.activation == "batch_topk", "activation='batch_topk'"),
     (_JUMPING, lambda c: c.activation == "jump_relu", "activation='jump_relu'"),
     (("gate_weight", "gate_detached"), lambda c: c.activation == "gated", "activation='gated'"),
+    (("prefixes",), lambda c: c.selects, "activation='topk' or 'batch_topk'"),
     (("prefix_weights",), lambda c: bool(c.prefixes), "prefixes"),
     (("project_gradient",), lambda c: c.decoder_norm == "unit", "decoder_norm='unit'"),
     (("sparsity_weight", "sparsity_warm_up"), lambda c: c.sparsity != "none", "sparsity other than 'none'"),

@@ -141,8 +141,9 @@ def revival(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slope
         scale *= min(n_dead / k0, 1.0)
     kept = largest_of_rows(np.where(batch.dead, batch.scores, -np.inf), min(k0, n_dead))
     if config.aux_relu:
-        kept &= batch.z > 0
-    coefficients, W = batch.z * kept, p["W_dec"]
+        kept &= batch.scores > 0
+    # What ranks at 0 counts for nothing: a norm of 0 has no direction.
+    coefficients, W = np.where(batch.scores == 0, 0.0, batch.z) * kept, p["W_dec"]
     error = coefficients @ W - batch.residual
     delta = 2.0 * scale * batch.u[:, None] * error
     slopes.z += (delta @ W.T) * kept
@@ -165,8 +166,9 @@ def share_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
 
 
 def variance_of(u: Array, values: Array) -> float:
-    """``sum_b u_b |values_b - mean|^2``."""
-    return mean_square(u, values - u @ values)
+    """``sum_b u_b |values_b - mean|^2``; 0 where it is no more than what rounding leaves of equal rows."""
+    variance, rounding = mean_square(u, values - u @ values), (16.0 * float(np.finfo(values.dtype).eps)) ** 2
+    return variance if variance > rounding * mean_square(u, values) else 0.0
 
 
 def mean_square(u: Array, values: Array) -> float:
