@@ -118,7 +118,7 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
     def predict(self, X: Any, out: Any = None) -> Any:
         """What y is expected to be, shape (n_rows, n_outputs); the same as `reconstruct`.
 
-        With `skip` a code alone does not tell it, and `inverse_transform` raises ValueError.
+        `inverse_transform` gives that of a code, which leaves out the linear part of `skip`.
         """
         return self.reconstruct(X, out)
 
