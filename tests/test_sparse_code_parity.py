@@ -37,6 +37,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "signs": {"optimizer": "sign_sgd", "momentum": 0.9, "lr_warm_up": 5},
     "signs of batch_topk": {"optimizer": "sign_sgd", "activation": "batch_topk", "decoder_norm": "rescale"},
     "cosine": {"lr_schedule": "cosine", "lr_warm_up": 5, "lr_total_steps": 40, "lr_final": 0.1, **WIDE},
+    "linear": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 21, "activation": "relu"},
+    "signs of jumps": {"optimizer": "sign_sgd", "activation": "jump_relu", "decoder_norm": "free"},
     "clipped gates": {"activation": "gated", "max_grad_norm": 0.2, "optimizer": "momentum", "sparsity": "l1"},
     "clipped skip": {"transcoder": True, "skip": True, "max_grad_norm": 0.2, "optimizer": "sgd"},
 }

@@ -198,6 +198,12 @@ class SparseCodeConfig(OptimizerConfig):
         return self.activation in SELECTIONS
 
     @property
+    def multiplications(self) -> int:
+        """Multiply-adds of one row's forward pass."""
+        active = math.ceil(self.k) if self.selects else self.n_latents
+        return self.n_latents * self.n_features + active * self.output_width
+
+    @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by name."""
         n, d, o = self.n_latents, self.n_features, self.output_width

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.reference.activations import Array
-from fastsae.reference.optimizers import OPTIMIZERS, StepScalars, clip_factor
+from fastsae.reference.optimizers import StepScalars, clip_factor
+from fastsae.reference.parameters import Parameters
 from fastsae.reference.sparse_activations import directions, k_at, largest_of_batch, largest_of_rows, row_norms, window
 from fastsae.reference.sparse_losses import (
     Batch,
@@ -28,7 +29,7 @@ from fastsae.reference.sparse_losses import (
 from fastsae.sparse_code import SparseCodeConfig
 
 
-class SparseCode:
+class SparseCode(Parameters):
     """A wide dictionary of which few latents are active, and one step of its training.
 
     Parameters
@@ -60,40 +61,17 @@ class SparseCode:
         Where a cosine schedule ends, unless the config says it.
     """
 
+    config: SparseCodeConfig
+
     def __init__(self, config: SparseCodeConfig, dtype: str = "float64") -> None:
         config.validate()
-        self.config = config
-        self.dtype = np.dtype(dtype)
-        self.parameters: dict[str, Array] = {
-            name: np.zeros(shape, self.dtype) for name, shape in config.parameter_shapes.items()
-        }
-        self.first_moment: dict[str, Array] = {}
-        self.second_moment: dict[str, Array] = {}
-        for name in self.parameters:
-            self._start_moments(name)
+        super().__init__(config, config.parameter_shapes, dtype)
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
         self.monitor = np.zeros(6)
         self.steps = 0
         self.total_steps: int | None = None
-
-    def set(self, parameters: Mapping[str, ArrayLike]) -> None:
-        """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
-        for name, value in parameters.items():
-            if name not in self.parameters:
-                raise ValueError(f"parameters: expected one of {', '.join(self.parameters)}, got {name!r}")
-            array = np.array(value, self.dtype)
-            if array.shape != self.parameters[name].shape:
-                raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
-            self.parameters[name] = array
-            if OPTIMIZERS[self.config.optimizer].averages:  # which begin where the parameter is
-                self._start_moments(name)
-
-    def averages(self) -> dict[str, Array]:
-        """What has been learned, by parameter: the parameters themselves unless the optimiser averages them."""
-        optimizer, momentum = OPTIMIZERS[self.config.optimizer], float(self.config.momentum)
-        return {name: optimizer.average(p, self._moments(name), momentum) for name, p in self.parameters.items()}
 
     # Inference
 
@@ -175,31 +153,15 @@ class SparseCode:
             along = directions(self.parameters["W_dec"])
             gradient = gradients["W_dec"]
             gradients["W_dec"] = gradient - (gradient * along).sum(axis=1, keepdims=True) * along
-        self._update(gradients)
+        scalars = StepScalars.at(self.config, self.steps, 0.0, self.total_steps)
+        clip = clip_factor(self.config, gradients)
+        for name, gradient in gradients.items():
+            self._update(name, clip * gradient, scalars)
         if unit:
             self.parameters["W_dec"] = directions(self.parameters["W_dec"])
         if "threshold" in self.parameters:
             self.parameters["threshold"] = np.maximum(self.parameters["threshold"], 0.0)
         return parts
-
-    def _update(self, gradients: Mapping[str, Array]) -> None:
-        optimizer = OPTIMIZERS[self.config.optimizer]
-        scalars = StepScalars.at(self.config, self.steps, 0.0, self.total_steps)
-        clip = clip_factor(self.config, gradients)
-        for name, gradient in gradients.items():
-            p, moments = optimizer.update(self.parameters[name], clip * gradient, self._moments(name), scalars)
-            self.parameters[name] = p
-            self._keep_moments(name, moments)
-
-    def _moments(self, name: str) -> tuple[Array, ...]:
-        return tuple(state[name] for state in (self.first_moment, self.second_moment) if name in state)
-
-    def _keep_moments(self, name: str, moments: tuple[Array, ...]) -> None:
-        for state, moment in zip((self.first_moment, self.second_moment), moments, strict=False):
-            state[name] = moment
-
-    def _start_moments(self, name: str) -> None:
-        self._keep_moments(name, OPTIMIZERS[self.config.optimizer].first_moments(self.parameters[name]))
 
     def _track(self, batch: Batch, parts: Mapping[str, float], weight: float) -> None:
         """Who fired, what the monitor adds up, and the smallest code that was kept."""
