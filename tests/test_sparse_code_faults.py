@@ -91,7 +91,7 @@ FAULTS: list[tuple[str, str, str, str, Check]] = [
         L,
         "np.where(batch.dead, batch.scores, -np.inf)",
         "np.where(batch.dead, batch.z, -np.inf)",
-        "topk of variances",
+        "rescaled dead",
         gradient,
     ),
     (L, "if config.aux_relu:", "if True:", "negative dead", gradient),
@@ -114,7 +114,13 @@ FAULTS: list[tuple[str, str, str, str, Check]] = [
     (S, "scores > max(self.batch_threshold, 0.0)", "scores > 0.0", "batch_topk", outputs),
     (S, "unit and self.config.project_gradient", "self.config.project_gradient", "topk of means", training),
     (S, "unit and self.config.project_gradient", "unit", "not projected", training),
-    (S, "        self._update(gradients)\n", "        self._update(self._backward(batch)[1])\n", "topk", training),
+    (
+        S,
+        "clip = clip_factor(self.config, gradients)",
+        "clip = clip_factor(self.config, self._backward(batch)[1])",
+        "clipped adam",
+        training,
+    ),
     (S, "        if unit:\n", "        if False:\n", "topk", training),
     (
         S,

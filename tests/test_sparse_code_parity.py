@@ -411,13 +411,14 @@ def test_zero_rows_of_the_decoder(model: str, norm: str, dtype: str, device: str
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("reduction", ["sum", "fvu"])
 def test_rows_without_variance(reduction: str, model: str, dtype: str, device: str) -> None:
-    """One row, and rows of no weight: what has no variance teaches nothing."""
+    """One row, rows of no weight, equal rows: what has no variance teaches nothing."""
     config = make(**MODELS[model], loss_reduction=reduction, dtype=dtype)
     values = start(config)
     engine, exact = make_engine(config, values, device, 0), make_reference(config, values, "float64", 0)
     plain = make_reference(config, values, dtype, 0)
     X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
-    for rows, w in ((X[:1], None), (X[:1], np.array([0.7])), (X, np.array([0.0, 2.3, 0.0]))):
+    same, u = np.repeat(X[:1], 6, axis=0), np.array([0.3, 1.1, 0.0, 2.3, 0.7, 0.1])
+    for rows, w in ((X[:1], None), (X[:1], u[4:5]), (X, u[2:5] * [1, 1, 0]), (same, None), (same, u)):
         parts, gradients = exact.value_and_gradient(rows, w)
         assert_parts(engine.gradient(rows, w), parts, plain.value_and_gradient(rows, w)[0], dtype)
         for name, gradient in gradients.items():
