@@ -51,7 +51,7 @@ EXCHANGES = [
     Exchange("saelens", "GatedSAE", "gated"),
     Exchange("saelens", "L1SAE", "relu"),
     Exchange("saelens", "Transcoder", None, {"architecture": "jump_relu"}),
-    Exchange("saelens", "Transcoder", None, {"architecture": "l1", "skip": True}),
+    Exchange("saelens", "Transcoder", None, {"architecture": "relu", "skip": True}),
     Exchange("sparsify", "TopKSAE", "topk"),
     Exchange("sparsify", "TopKSAE", "topk", {"preset": "saelens"}),
     Exchange("sparsify", "Transcoder", "topk", {"architecture": "topk"}, {"transcode": True}),
