@@ -155,7 +155,8 @@ class CudaBackend final : public Backend {
   }
 
   void encode_select_batch(const BatchSelection&) override {
-    throw DeviceError("batch_topk: the selection from a whole batch does not run on GPUs yet; use device='cpu'");
+    throw DeviceError(
+        "batch_topk: the selection from a whole batch does not run on GPUs yet; use device='cpu'");
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {

@@ -39,7 +39,8 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
   const __m256 least = _mm256_set1_ps(limit);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 8) {
     const __m256 z = _mm256_add_ps(_mm256_loadu_ps(row.score + i), _mm256_loadu_ps(row.bias + i));
-    const __m256 greater = _mm256_cmp_ps(_mm256_mul_ps(z, _mm256_loadu_ps(row.scale + i)), least, _CMP_NLE_UQ);
+    const __m256 greater =
+        _mm256_cmp_ps(_mm256_mul_ps(z, _mm256_loadu_ps(row.scale + i)), least, _CMP_NLE_UQ);
     const auto found = static_cast<std::uint32_t>(_mm256_movemask_ps(greater)) << i % kLanes;
     bits[i / kLanes] = i % kLanes == 0 ? found : bits[i / kLanes] | found;
   }
@@ -50,7 +51,8 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
   const __m256d least = _mm256_set1_pd(limit);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 4) {
     const __m256d z = _mm256_add_pd(_mm256_loadu_pd(row.score + i), _mm256_loadu_pd(row.bias + i));
-    const __m256d greater = _mm256_cmp_pd(_mm256_mul_pd(z, _mm256_loadu_pd(row.scale + i)), least, _CMP_NLE_UQ);
+    const __m256d greater =
+        _mm256_cmp_pd(_mm256_mul_pd(z, _mm256_loadu_pd(row.scale + i)), least, _CMP_NLE_UQ);
     const auto found = static_cast<std::uint32_t>(_mm256_movemask_pd(greater)) << i % kLanes;
     bits[i / kLanes] = i % kLanes == 0 ? found : bits[i / kLanes] | found;
   }

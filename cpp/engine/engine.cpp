@@ -178,8 +178,8 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
   const std::int64_t chunk = std::min(rows.count, full_batch_rows_);
   const bool one_chunk = chunk == rows.count;
   FS_REQUIRE(one_chunk || !model_->ranks_rows(),
-             "X: the rows of a batch belong together in this model, so that all must be held at once, and ", rows.count,
-             " are more than full_batch_rows=", full_batch_rows_);
+             "X: the rows of a batch belong together in this model, so that all must be held at once, and ",
+             rows.count, " are more than full_batch_rows=", full_batch_rows_);
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
       const std::int64_t count = std::min(chunk, rows.count - done);

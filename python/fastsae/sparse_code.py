@@ -44,6 +44,7 @@ PENALISED = {
 #: Prefixes that one code may have.
 MOST_PREFIXES = 16
 
+
 @dataclasses.dataclass(frozen=True)
 class SparseCodeConfig(OptimizerConfig):
     """A sparse autoencoder or transcoder of one wide layer, and its optimiser.

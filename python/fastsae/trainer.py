@@ -340,7 +340,9 @@ class Trainer:
 
     def _end_epoch(self, costs: Mapping[str, float], validation: _Examples | None, bar: Any) -> None:
         state = self.state
-        self._average(True)
+        saves = self._save is not None and (state.epoch + 1) % self._save_every == 0
+        if validation is not None or self.training.early_stopping or self._callback is not None or saves:
+            self._average(True)  # somebody looks
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in self._parts}}
         if validation is not None:
             rows, weights, targets, numbers = validation
@@ -361,7 +363,7 @@ class Trainer:
         state.__dict__.update(after.__dict__)
         if self._callback is not None and self._callback(entry):
             state.finished = True
-        if self._save is not None and state.epoch % self._save_every == 0:
+        if self._save is not None and saves:
             self._save()
 
     def _watch(self, loss: float, state: TrainerState) -> None:
