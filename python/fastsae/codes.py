@@ -40,16 +40,6 @@ def pairs_of(codes: csr_matrix, width: int | None) -> tuple[Array, NDArray[np.in
     return values, indices
 
 
-def decoded(codes: csr_matrix, W_dec: Array, b_dec: Array, scale: Array) -> Array:
-    """``b_dec + sum_j c_j / scale_j W_dec_j`` of each row, in the type of the weights; a scale of 0 counts as 1."""
-    from scipy.sparse import csr_matrix
-
-    factors = (codes.data / np.where(scale > 0, scale, 1.0)[codes.indices]).astype(W_dec.dtype)
-    rows: Array = csr_matrix((factors, codes.indices, codes.indptr), shape=codes.shape) @ W_dec
-    rows += b_dec
-    return rows
-
-
 def as_csr(H: Any, n_latents: int) -> csr_matrix | None:
     """Codes in the form of a SciPy matrix or of pairs as compressed rows, checked; None for an array."""
     from scipy.sparse import csr_matrix, issparse

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastsae._core import DeviceArray
 from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
-from fastsae.codes import OUTPUTS, as_csr, csr_of, decoded, pairs_of
+from fastsae.codes import OUTPUTS, as_csr, csr_of, pairs_of
 from fastsae.config import TrainingConfig
 from fastsae.initializers import CENTERS, MOST_ROWS, center_of, initialize_code
 from fastsae.optimizer import OPTIMIZERS
@@ -37,7 +37,6 @@ _PLAIN = {
     "solver": SparseCodeConfig.optimizer,
     "batch_size": 4096,
     "bias_init": "geometric_median",
-    "decoder_init_norm": 1.0,
     "encoder_init_norm": None,
     "learning_rate": LEARNING_RATE,
     "scale": TrainingConfig.scale,
@@ -75,7 +74,7 @@ class Dictionary(Autoencoder):
         First b_dec: of up to 8192 rows, drawn at random.
     decoder_init_norm, encoder_init_norm : float
         Norms of the first rows of W_dec, >= 0, and of W_enc; None takes the decoder's. Both have the same random
-        directions.
+        directions. By default 1 under ``unit``, else 0.1.
     solver : {"adam", "sign_sgd", "sgd", "momentum", "nesterov"}
         The optimiser; ``sign_sgd`` is averaged without a schedule.
     learning_rate : float or None
@@ -217,6 +216,9 @@ lr_gamma, max_grad_norm
 
     def _defaults_of(self, architecture: str) -> dict[str, Any]:
         own = DEFAULTS[architecture]
+        norm = own.get("decoder_norm", SparseCodeConfig.decoder_norm) if self.decoder_norm == AUTO else self.decoder_norm
+        length = {"unit": 1.0, "free": own.get("decoder_init_norm", 0.1)}.get(norm, 0.1)
+        own = {**own, "decoder_init_norm": length}
         return own if self.preset is None else own | preset_options(self.preset, architecture)
 
     # Inference
@@ -267,9 +269,7 @@ lr_gamma, max_grad_norm
         scaler = self._scaler if self._inverts else None
         if scaler is not None:
             scaler.check_inverse()
-        rescaled = self._engine.config.decoder_norm == "rescale"
-        scale = np.linalg.norm(self.decoder_.astype(np.float64), axis=1) if rescaled else np.ones(codes.shape[1])
-        rows = decoded(codes, self.decoder_, self.decoder_bias_, scale)
+        rows = self._engine.decode_sparse(codes.indptr, codes.indices, codes.data)
         if scaler is not None:
             scaler.invert(rows)
         return rows
@@ -365,7 +365,9 @@ lr_gamma, max_grad_norm
         options = self.resolved_params()
         check_choice("solver", options["solver"], OPTIMIZERS)
         check_choice("bias_init", options["bias_init"], CENTERS)
-        check_real("decoder_init_norm", options["decoder_init_norm"], 0.0)
+        # From 0 a decoder that counts in the selection never moves.
+        ends = "()" if options["decoder_norm"] == "rescale" else "[)"
+        check_real("decoder_init_norm", options["decoder_init_norm"], 0.0, ends=ends)
         if options["encoder_init_norm"] is not None:
             check_real("encoder_init_norm", options["encoder_init_norm"], 0.0, ends="()")
         values = {name: options[name] for name in _CODE_OPTIONS if name in options}

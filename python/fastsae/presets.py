@@ -45,7 +45,7 @@ class PerPrefix(NamedTuple):
 #: The default of every `learning_rate`.
 LEARNING_RATE = PerRootLatents(2e-4)
 
-_FREE = {"decoder_norm": "free", "decoder_init_norm": 0.1}
+_FREE = {"decoder_norm": "free"}
 _TRANSCODER = {"pre_bias": False, "bias_init": "mean"}
 _FROM_ZERO = {**_TRANSCODER, "decoder_norm": "free", "decoder_init_norm": 0.0, "encoder_init_norm": 1.0}
 _BATCH = {"threshold_decay": 0.99}  # SAELens's: the average forgets what it saw before training went far
