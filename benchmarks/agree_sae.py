@@ -30,6 +30,7 @@ from report import report
 from sae_cases import BATCH, CASES, DIFFERENCES, STEPS, Case, D, Found, N, far, problem
 from sae_files import EXCHANGES, write
 from sae_files import compared as files_compared
+from tables import agreement_table
 
 from fastsae import Engine
 from fastsae.reference import SparseCode
@@ -220,26 +221,6 @@ def main() -> None:
     wrong += [row["name"] for row in result["differences"] if not row["as_said"]]
     if wrong:
         sys.exit("not as expected: " + "; ".join(wrong))
-
-
-def agreement_table(result: dict[str, Any]) -> str:
-    """Markdown: a row for each case, then one for each difference."""
-    groups = {"loss": "loss", "code": "code", "gradients": "gradients", "losses_of_steps": "losses, 100 steps"}
-    groups["after_steps"] = "weights after them"
-    lines = [f"| {' | '.join(['case', *groups.values(), ''])} |", "|---" * (len(groups) + 2) + "|"]
-    for row in result["cases"]:
-        cells = [f"{row['apart'][group]:.0e}" if group in row["apart"] else "-" for group in groups]
-        lines.append(f"| {' | '.join([row['case'], *cells, 'agree' if row['agree'] else 'DIFFER'])} |")
-    lines += [
-        f"- {row['name']}: {row['why']}. {'Measured so.' if row['as_said'] else 'NOT SO.'}"
-        for row in result["differences"]
-    ]
-    columns = ("they_read_code", "they_read_output", "we_read_code", "we_read_output")
-    lines += ["", f"| {' | '.join(['file', *(name.replace('_', ' ') for name in columns), ''])} |", 6 * "|---" + "|"]
-    for row in result["files"]:
-        cells = [f"{row['apart'][name]:.0e}" if name in row["apart"] else "-" for name in columns]
-        lines.append(f"| {' | '.join([row['file'], *cells, 'agree' if row['agree'] else 'DIFFER'])} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

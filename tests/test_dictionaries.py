@@ -700,7 +700,11 @@ BAD_OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "scale": ("topk", {"scale": "whiten"}, "scale: expected one of"),
     "bias": ("topk", {"bias_init": "median"}, "bias_init: expected one of 'zeros', 'mean', 'geometric_median'"),
     "decoder norm": ("topk", {"decoder_init_norm": -1}, "decoder_init_norm: expected a number in [0, inf), got -1"),
-    "no decoder": ("topk rescaled", {"decoder_init_norm": 0}, "decoder_init_norm: expected a number in (0, inf), got 0"),
+    "no decoder": (
+        "topk rescaled",
+        {"decoder_init_norm": 0},
+        "decoder_init_norm: expected a number in (0, inf), got 0",
+    ),
     "encoder norm": ("topk", {"encoder_init_norm": 0}, "encoder_init_norm: expected a number in (0, inf), got 0"),
     "steps": ("topk", {"max_steps": 0}, "max_steps: expected an integer >= 1, got 0"),
     "log": ("topk", {"log_every": 0}, "log_every: expected an integer >= 1, got 0"),
