@@ -119,8 +119,8 @@ const Tensor& SparseCode::gradient_of(const Tensor* value) const {
 
 LatentIndex SparseCode::index() const {
   if (dense_) return {};
-  return {*index_parts_[0], *index_parts_[1], *index_parts_[2],
-          *index_parts_[3], *index_parts_[4], *index_parts_[5]};
+  const auto& part = index_parts_;
+  return {*part[0], *part[1], *part[2], *part[3], *part[4], *part[5]};
 }
 
 CodeConstants SparseCode::constants() const {
