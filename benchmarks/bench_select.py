@@ -1,8 +1,9 @@
 """What does selecting the k largest pre-activations cost beyond the product, and what do others take?
 
-Alternates (a) `TopKEncoder.encode`, (b) the product alone by NumPy's BLAS, which stores all pre-activations: the floor,
-(c) product and `numpy.argpartition`, (d) `torch.topk` of `torch.nn.functional.linear` in a process of its own. All
-have the same number of threads, float32 and the same rows. Prints medians and ratios; --output writes them as JSON.
+Alternates (a) `TopKEncoder.encode`, (b) the product alone, which stores all pre-activations, by NumPy's BLAS and (c) by
+our own kernels: the faster one is the floor, (d) product and `numpy.argpartition`, (e) `torch.topk` of
+`torch.nn.functional.linear` in a process of its own. All have the same number of threads, float32 and the same rows.
+Prints medians and ratios; --output writes them as JSON.
 
     python benchmarks/bench_select.py [--output benchmarks/results/select-cpu.json]
 
@@ -24,7 +25,12 @@ from typing import Any
 import numpy as np
 
 # features, latents, k, rows
-SHAPES = [(768, 16384, 32, 1024), (768, 24576, 32, 1024), (768, 16384, 512, 1024), (768, 16384, 32, 1)]
+SHAPES = [
+    *((768, 16384, k, rows) for k in (32, 64) for rows in (1024, 4096)),
+    (768, 24576, 32, 1024),
+    (768, 16384, 512, 1024),
+    (768, 16384, 32, 1),
+]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -82,7 +88,7 @@ class Torch:
 
 
 def measure(shape: tuple[int, int, int, int], threads: int, repeats: int, torch: Torch | None) -> dict[str, Any]:
-    from fastsae import TopKEncoder
+    from fastsae import TopKEncoder, _core
 
     features, latents, k, rows = shape
     X, weight, bias = problem(features, latents, rows)
@@ -92,6 +98,9 @@ def measure(shape: tuple[int, int, int, int], threads: int, repeats: int, torch:
 
     def product() -> None:
         np.matmul(X, weight.T, out=z)
+
+    def own_product() -> None:
+        _core.product(X, weight, z, transpose_b=True)
 
     def argpartition() -> None:
         np.matmul(X, weight.T, out=z)
@@ -104,6 +113,7 @@ def measure(shape: tuple[int, int, int, int], threads: int, repeats: int, torch:
     runs: dict[str, Callable[[], float]] = {
         "encode": lambda: seconds(lambda: encoder.encode(X, out)),
         "product": lambda: seconds(product),
+        "own_product": lambda: seconds(own_product),
         "argpartition": lambda: seconds(argpartition),
     }
     if torch is not None:

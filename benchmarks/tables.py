@@ -103,15 +103,32 @@ def encode_table(result: dict[str, Any]) -> str:
     return "\n\n".join([table(result["rows"], ENCODE), overhead, measured_on(result)])
 
 
+def synth_table(result: dict[str, Any]) -> str:
+    """Means over the seeds, then what was published of the large world."""
+    names = {"saelens": "SAELens", "ours": "fastsae", "ours_preset": 'fastsae, `preset="saelens"`'}
+    scores = {name: number(name, "{:.4f}") for name in ("f1", "mcc", "uniqueness", "explained_variance")}
+    more = {"L0": number("l0", "{:.2f}"), "dead": number("dead", "{:.1f}")}
+    title: dict[str, Cell] = {"model": lambda row: row["model"], "by": lambda row: row["by"]}
+    rows = [{**row, "by": names[row["library"]]} for row in result["summary"]]
+    told = [
+        {"model": model, "by": setting, **figures}
+        for setting, models in result["published"].items()
+        for model, figures in models.items()
+    ]
+    held = f"{result['rows']:,} rows of the world {result['size']}, means over {rows[0]['seeds']} seeds:"
+    published = "Published (Chanin and Garriga-Alonso, arXiv 2602.14687, in SAELens's documentation):"
+    parts = [held, table(rows, {**title, **scores, **more}), published, table(told, {**title, **scores})]
+    return "\n\n".join([*parts, measured_on(result)])
+
+
 def threads_of(row: dict[str, Any]) -> str:
     return f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
 
 
 def measured_on(result: dict[str, Any]) -> str:
     versions = {**result["contenders"], **result["versions"]}
-    peers = ", ".join(
-        f"{name} {versions[key]}" for key, name in (("torch", "PyTorch"), ("jax", "JAX")) if key in versions
-    )
+    names = (("torch", "PyTorch"), ("jax", "JAX"), ("saelens", "SAELens"))
+    peers = ", ".join(f"{name} {versions[key]}" for key, name in names if key in versions)
     return f"Measured on {result['processor']} ({result['isa']}), {result['date']}" + (f"; {peers}." if peers else ".")
 
 
@@ -119,6 +136,7 @@ def measured_on(result: dict[str, Any]) -> str:
 PLACES: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], str]]] = {
     "step-cpu": (step_summary, step_table),
     "encode-cpu": (encode_table, encode_table),
+    "synth": (synth_table, synth_table),
 }
 #: Results with a picture, and where it is seen from each README.
 PICTURES = {"step-cpu": ("docs/step-cpu.svg", "How many times faster than PyTorch and JAX a step is, by size")}

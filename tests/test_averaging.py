@@ -23,6 +23,7 @@ from test_parity import (
     make_engine,
     parameters_for,
     references,
+    single,
     two_batches,
     two_layers,
 )
@@ -30,7 +31,8 @@ from test_parity import (
 import fastsae
 from fastsae import Config, DeepAutoencoder, Engine, SparseAutoencoder
 from fastsae import config as options_of
-from fastsae.reference import OPTIMIZERS
+from fastsae.reference import OPTIMIZERS, SparseCode
+from fastsae.sparse_code import SparseCodeConfig
 
 MOMENTUM = 0.95
 
@@ -112,6 +114,34 @@ def test_three_sequences_agree_with_one_moment() -> None:
     engine.averaged = True
     for name, value in x.items():
         np.testing.assert_allclose(engine.get(name), value, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", options_of.DTYPES)
+@pytest.mark.parametrize("activation", ["topk", "jump_relu"])
+def test_average_of_a_sparse_code(activation: str, dtype: str, device: str) -> None:
+    """Rows of W_dec are set to norm 1 where the next gradient is taken, and the average moves along, as in sparsify."""
+    config = SparseCodeConfig(
+        6, 20, activation=activation, k=4 if activation == "topk" else 32, optimizer="sign_sgd", dtype=dtype
+    )
+    rng = np.random.default_rng(7)
+    drawn = {name: single(rng.uniform(-0.5, 0.5, shape)) for name, shape in config.parameter_shapes.items()}
+    drawn |= {"threshold": np.abs(drawn["threshold"])} if "threshold" in drawn else {}
+    engine, exact, plain = Engine(config, device), SparseCode(config), SparseCode(config, dtype)
+    for model in (engine, exact, plain):
+        getattr(model, "set_parameters" if model is engine else "set")(drawn)
+    X = single(rng.normal(size=(40, 6)))
+    for _ in range(20):
+        for model in (engine, exact, plain):
+            model.step(X)
+    before = tensors(engine)
+    np.testing.assert_allclose(np.linalg.norm(before["W_dec"], axis=1), 1, rtol=1e-5)
+    engine.averaged = True
+    drift = plain.averages()
+    for name, expected in exact.averages().items():
+        assert_near(name, engine.get(name), expected, drift[name], dtype, trained=True)
+    assert not np.allclose(np.linalg.norm(engine.get("W_dec"), axis=1), 1, rtol=1e-5)
+    engine.averaged = False
+    assert_same(tensors(engine), before)
 
 
 def test_no_step_is_taken_from_an_average(device: str) -> None:

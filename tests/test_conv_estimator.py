@@ -451,7 +451,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
         header = dict(file.metadata())
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for key, value, says in (
-        ("class", "SparseAutoencoder", "its layers are not those"),
+        ("class", "SparseAutoencoder", "its model is not that"),
         ("more", '{"takes_images": 3}', "more"),
         ("more", "{}", "more"),
         ("more", "[]", "more"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -32,7 +33,12 @@ TRAINED: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": "momentum", "momentum": 0.8, "decoder_norm": "free", "activation": "relu"},
     "nesterov": {"optimizer": "nesterov", "lr_schedule": "step", "lr_step_size": 7, "lr_gamma": 0.7},
     "clipped adam": {"beta1": 0.8, "beta2": 0.99, "epsilon": 1e-5, "max_grad_norm": 0.1, "activation": "batch_topk"},
+    "line": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 20, "lr_final": 0.2},
+    "signs": {"optimizer": "sign_sgd", "momentum": 0.9, "lr_warm_up": 5},
+    "signs of batch_topk": {"optimizer": "sign_sgd", "activation": "batch_topk", "decoder_norm": "rescale"},
     "cosine": {"lr_schedule": "cosine", "lr_warm_up": 5, "lr_total_steps": 40, "lr_final": 0.1, **WIDE},
+    "linear": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 21, "activation": "relu"},
+    "signs of jumps": {"optimizer": "sign_sgd", "activation": "jump_relu", "decoder_norm": "free"},
     "clipped gates": {"activation": "gated", "max_grad_norm": 0.2, "optimizer": "momentum", "sparsity": "l1"},
     "clipped skip": {"transcoder": True, "skip": True, "max_grad_norm": 0.2, "optimizer": "sgd"},
 }
@@ -123,11 +129,22 @@ def draw(config: SparseCodeConfig, rng: np.random.Generator, rows: int) -> Batch
     return single(X), single(w), None if y is None else single(y)
 
 
-def clear_run(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int, values: Values) -> list[Batch]:
+@functools.cache
+def clear_start(config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int) -> list[Batch]:
+    """The run from `start`, for both dtypes."""
+    return clear_run(config, t, sizes, steps, start(config))
+
+
+def clear_run(
+    config: SparseCodeConfig, t: int, sizes: tuple[int, ...], steps: int, values: Values | None = None
+) -> list[Batch]:
     """Batches for so many steps from step `t` on, whose decisions are clear of what float32 loses.
 
     Two correct runs then decide alike, and differ by rounding alone.
     """
+    config = dataclasses.replace(config, dtype="float64")
+    if values is None:
+        return clear_start(config, t, sizes, steps)
     rng, run = np.random.default_rng([t, 6]), list[Batch]()
     exact, plain = (make_reference(config, values, dtype, t) for dtype in ("float64", "float32"))
 
@@ -163,11 +180,6 @@ def references(config: SparseCodeConfig, values: Values, steps: int) -> tuple[Sp
 # --- comparisons ---
 
 
-def like(config: SparseCodeConfig) -> SparseCodeConfig:
-    """Both dtypes take the same batches."""
-    return dataclasses.replace(config, dtype="float64")
-
-
 def parts_of(parts: dict[str, float]) -> dict[str, float]:
     """In the words of the engine."""
     return {**parts, "penalty": parts["sparsity"] + parts["auxiliary"]}
@@ -184,8 +196,8 @@ def check_gradient(
     config: SparseCodeConfig, device: str, rows: int = 7, t: int = 3, values: Values | None = None
 ) -> None:
     """The parts of J and every gradient, tensor by tensor; nothing is changed."""
+    ((X, w, y),) = clear_run(config, t, (rows,), 1, values)
     values = start(config) if values is None else values
-    ((X, w, y),) = clear_run(like(config), t, (rows,), 1, values)
     engine = make_engine(config, values, device, t)
     exact, plain = references(config, values, t)
     parts = engine.gradient(X, w, targets=y)
@@ -221,12 +233,13 @@ def check_training(
     values: Values | None = None,
 ) -> None:
     """The loss curve; after the last step the parameters, moments and states."""
+    run = clear_run(config, 0, rows, steps, values)
     values = start(config) if values is None else values
     engine = make_engine(config, values, device, 0)
     exact, plain = references(config, values, 0)
     curves: list[list[float]] = [[], [], []]
     before = 0.0
-    for X, w, y in clear_run(like(config), 0, rows, steps, values):
+    for X, w, y in run:
         engine.step(X, w, targets=y)
         sums = engine.metric_sums()["loss"]
         weight = len(X) if w is None else w.sum()
@@ -246,7 +259,7 @@ def check_training(
 def check_outputs(config: SparseCodeConfig, device: str, rows: int = 7, threshold: float = 0.4) -> None:
     """Code, decoding, reconstruction and the loss of each row; the code as its elements that are not 0."""
     values = start(config)
-    ((X, _, y),) = clear_run(like(config), 0, (rows,), 1, values)
+    ((X, _, y),) = clear_run(config, 0, (rows,), 1)
     engine = make_engine(config, values, device, 0)
     exact, plain = references(config, values, 0)
     if config.activation == "batch_topk":
@@ -402,8 +415,8 @@ def test_rows_without_variance(reduction: str, model: str, dtype: str, device: s
     values = start(config)
     engine, exact = make_engine(config, values, device, 0), make_reference(config, values, "float64", 0)
     plain = make_reference(config, values, dtype, 0)
-    X, _, _ = clear_run(like(config), 0, (3,), 1, values)[0]
-    for rows, w in ((X[:1], None), (X, np.array([0.0, 2.0, 0.0]))):
+    X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
+    for rows, w in ((X[:1], None), (X[:1], np.array([0.7])), (X, np.array([0.0, 2.3, 0.0]))):
         parts, gradients = exact.value_and_gradient(rows, w)
         assert_parts(engine.gradient(rows, w), parts, plain.value_and_gradient(rows, w)[0], dtype)
         for name, gradient in gradients.items():
@@ -421,7 +434,7 @@ def test_no_active_latent(activation: str, dtype: str, device: str) -> None:
     values["b_enc"][:] = -50.0
     check_training(config, device, steps=4, values=values)
     engine = make_engine(config, values, device, 0)
-    X, _, _ = clear_run(like(config), 0, (3,), 1, values)[0]
+    X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
     assert not engine.encode(X).any()
     starts, latents, elements = engine.encode_sparse(X)
     assert (starts.tolist(), len(latents), len(elements)) == ([0, 0, 0, 0], 0, 0)

@@ -367,7 +367,7 @@ def test_k_warm_up() -> None:
 
 def test_prefixes_are_models_of_their_own() -> None:
     given = {"prefixes": (2, 6, LATENTS), "prefix_weights": (0.5, 1.0, 3.0), "k": LATENTS}
-    nested = randomised(make(**given))
+    nested = randomised(make(**given, dead_after=None))
     X, weights, _ = data(nested.config)
     value, slope = 0.0, np.zeros_like(nested.parameters["b_dec"])
     for m, omega in zip(given["prefixes"], given["prefix_weights"], strict=True):

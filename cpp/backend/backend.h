@@ -83,28 +83,29 @@ struct Windows {
 
 // The k largest of each row of (x weight' + bias) scale and the columns they are in, in the order of kernels/selection.h.
 struct Selection {
-  Tensor x;                // [rows x width]
-  Tensor weight;           // [latents x width]
-  Tensor bias;             // [1 x latents], or none
-  Tensor values;           // [rows x k]
-  Tensor indices;          // [rows x k] of i32
-  Tensor scale = {};       // [1 x latents], or none
-  bool by_column = false;  // a row's results lie in the order of their columns instead of that of their values
+  Tensor x;           // [rows x width]
+  Tensor weight;      // [latents x width]
+  Tensor bias;        // [1 x latents], or none
+  Tensor values;      // [rows x k]
+  Tensor indices;     // [rows x k] of i32
+  Tensor scale = {};  // [1 x latents], or none
+  // Whether a row's results lie in the order of their columns instead of that of their values.
+  bool by_column = false;
 };
 
 // The `count` largest of the whole of that matrix that are greater than 0 or NaN, fewer where fewer are: in the same order,
 // of equal ones those in lower rows first. They come as compressed rows, with columns that ascend.
 struct BatchSelection {
-  Tensor x;             // [rows x width]
-  Tensor weight;        // [latents x width]
-  Tensor bias;          // [1 x latents], or none
-  Tensor scale;         // [1 x latents], or none
-  std::int64_t count;   // 0 or more
-  Tensor starts;        // [1 x rows + 1] of i32: where each row begins, then how many were kept
-  Tensor columns;       // [1 x count] of i32
-  Tensor values;        // [1 x count]
-  double* smallest;     // the last that is kept, or 0
-  const double* hint = nullptr;  // about what that may be, on the device, or none; only the speed depends on it
+  Tensor x;            // [rows x width]
+  Tensor weight;       // [latents x width]
+  Tensor bias;         // [1 x latents], or none
+  Tensor scale;        // [1 x latents], or none
+  std::int64_t count;  // 0 or more
+  Tensor starts;       // [1 x rows + 1] of i32: where each row begins, then how many were kept
+  Tensor columns;      // [1 x count] of i32
+  Tensor values;       // [1 x count]
+  double* smallest;    // the last that is kept, or 0
+  const double* hint = nullptr;  // about what that may be, or none; only the speed depends on it
 };
 
 // Called now and then on the thread that entered the library, between pieces of work; cancels by throwing.
@@ -146,8 +147,8 @@ class Backend {
   // A code in rows of zeros.
   virtual void write_code(const Code& code, Tensor rows) = 0;
   // Sorts their elements by latent; fired[j] becomes the number of rows of the first code in which latent j is not 0.
-  virtual void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
-                             Tensor fired) = 0;
+  virtual void index_latents(std::span<const CodeGradient> codes, std::int64_t slots,
+                             const LatentIndex& index, Tensor fired) = 0;
   // Of each latent the squared length of its rows' gradient [1 x latents, f64] and, from an index, the sum of its
   // slopes [1 x latents]. It comes before the two below.
   virtual void measure_latents(const LatentRows& rows, Tensor squares, Tensor sums) = 0;

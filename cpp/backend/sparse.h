@@ -24,11 +24,11 @@ struct Code {
 // The largest elements of each row among latents that have not fired for more than `limit` rows.
 struct DeadSelection {
   Tensor x, weight, bias, scale;
-  Tensor since;       // [1 x latents] of f64: rows since each latent fired
+  Tensor since;  // [1 x latents] of f64: rows since each latent fired
   double limit;
-  std::int64_t k;     // of each row, or as many as are dead
-  Code code;          // of capacity rows * k
-  double* dead;       // how many latents
+  std::int64_t k;  // of each row, or as many as are dead
+  Code code;       // of capacity rows * k
+  double* dead;    // how many latents
 };
 
 // Latents [0, ends[0]), [0, ends[1]), ... each decode on their own; the last one is all.
@@ -42,20 +42,21 @@ struct Prefixes {
 // y_g = bias + extra + sum of value * weight row over the latents of prefix g; e_g = y_g - target.
 struct Decoding {
   Code code;
-  Tensor weight;             // [latents x outputs]
-  Tensor bias;               // [1 x outputs], or none
-  Tensor extra;              // [rows x outputs], or none
+  Tensor weight;  // [latents x outputs]
+  Tensor bias;    // [1 x outputs], or none
+  Tensor extra;   // [rows x outputs], or none
   Prefixes prefixes;
-  Tensor target = {};  // [rows x outputs]; none: `errors` gets y, and nothing below is made
-  Tensor row_weight = {};  // [1 x rows]
+  Tensor target = {};              // [rows x outputs]; none: `errors` gets y, and nothing below is made
+  Tensor row_weight = {};          // [1 x rows]
   const double* factor = nullptr;  // on the device
-  Tensor errors = {};  // [rows * slots x outputs]: slot first_slot + g of a row gets the gradient by y_g's terms,
-                             // sum over h >= g of factor * row weight * weights[h] * e_h
+  Tensor errors =
+      {};  // [rows * slots x outputs]: slot first_slot + g of a row gets the gradient by y_g's terms,
+           // sum over h >= g of factor * row weight * weights[h] * e_h
   std::int64_t slots = 1, first_slot = 0;
-  Tensor slopes = {};  // [1 x capacity]: gradient by each value; or none
-  Tensor losses = {};  // [1 x rows] of f64: row weight * sum over g of weights[g] |e_g|^2
+  Tensor slopes = {};       // [1 x capacity]: gradient by each value; or none
+  Tensor losses = {};       // [1 x rows] of f64: row weight * sum over g of weights[g] |e_g|^2
   Tensor last_losses = {};  // [1 x rows] of f64: row weight * |e_last|^2; or none
-  Tensor residual = {};  // [rows x outputs]: - e_last; or none
+  Tensor residual = {};     // [rows x outputs]: - e_last; or none
 };
 
 // The elements of a code as the gradient sees them.
@@ -69,11 +70,12 @@ struct CodeGradient {
 
 // The same elements by latent; in each by code, then by row.
 struct LatentIndex {
-  Tensor begins;    // [1 x latents + 1] of i32
-  Tensor slots;     // [1 x capacity] of i32: row * slots of a row + slot
-  Tensor values;    // [1 x capacity]
-  Tensor slopes;    // [1 x capacity]
-  Tensor segments;  // [capacity / kSegment + 1 x 2] of i32: latent and first element of each piece of a long list
+  Tensor begins;  // [1 x latents + 1] of i32
+  Tensor slots;   // [1 x capacity] of i32: row * slots of a row + slot
+  Tensor values;  // [1 x capacity]
+  Tensor slopes;  // [1 x capacity]
+  Tensor
+      segments;  // [capacity / kSegment + 1 x 2] of i32: latent and first element of each piece of a long list
   Tensor partials;  // [rows of segments x outputs + features]: its sums
   static constexpr std::int64_t kSegment = 512;
 };
@@ -81,15 +83,15 @@ struct LatentIndex {
 // Where the gradient of each latent's rows comes from: sums over an index, or matrices.
 struct LatentRows {
   LatentIndex index;
-  std::int64_t slots = 1;    // of a row
-  Tensor inputs;             // [rows x features]
-  Tensor errors;             // [rows * slots x outputs]
-  Tensor encoder_gradient;   // [latents x features], instead of the index
-  Tensor decoder_gradient;   // [latents x outputs]
-  Tensor pull;               // [1 x latents] of f64, or none: W_dec row j adds pull[j] times itself to its gradient
-  Tensor encoder;            // [latents x features]
-  Tensor decoder;            // [latents x outputs]
-  bool project = false;      // the decoder's gradient leaves out what is parallel to its row
+  std::int64_t slots = 1;   // of a row
+  Tensor inputs;            // [rows x features]
+  Tensor errors;            // [rows * slots x outputs]
+  Tensor encoder_gradient;  // [latents x features], instead of the index
+  Tensor decoder_gradient;  // [latents x outputs]
+  Tensor pull;     // [1 x latents] of f64, or none: W_dec row j adds pull[j] times itself to its gradient
+  Tensor encoder;  // [latents x features]
+  Tensor decoder;  // [latents x outputs]
+  bool project = false;  // the decoder's gradient leaves out what is parallel to its row
 };
 
 // How a matrix is updated.

@@ -14,6 +14,7 @@
 #include "bindings/process.h"
 #include "bindings/rows.h"
 #include "bindings/sparse_code.h"
+#include "bindings/tensors.h"
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/topk_encoder.h"
@@ -158,35 +159,6 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),
                                   full_batch_rows);
-}
-
-template <class Owner>
-Tensor tensor_of(const Owner& owner, const std::string& name) {
-  const py::gil_scoped_release release;
-  return owner.tensor(name);
-}
-
-template <class Owner>
-py::array read_tensor(const Owner& owner, const std::string& name) {
-  const Tensor tensor = tensor_of(owner, name);
-  py::array out(numpy_dtype(tensor.dtype), std::vector<py::ssize_t>{tensor.rows, tensor.cols});
-  void* to = out.mutable_data();
-  {
-    py::gil_scoped_release release;
-    owner.read(name, to);
-  }
-  return out;
-}
-
-void write_tensor(Engine& engine, const std::string& name, const py::array& value) {
-  const Tensor tensor = tensor_of(engine, name);
-  FS_REQUIRE(value.ndim() == 2 && value.shape(0) == tensor.rows && value.shape(1) == tensor.cols, name,
-             ": expected shape ", tensor.rows, " x ", tensor.cols);
-  FS_REQUIRE(value.dtype().equal(numpy_dtype(tensor.dtype)) && (value.flags() & py::array::c_style), name,
-             ": expected a C-contiguous array of the tensor's dtype");
-  const void* from = value.data();
-  py::gil_scoped_release release;
-  engine.write(name, from);
 }
 
 using Numbers = std::optional<py::array_t<std::int64_t, py::array::c_style>>;

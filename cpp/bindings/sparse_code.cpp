@@ -68,10 +68,10 @@ py::tuple encode_sparse(const Engine& engine, const Rows& x) {
     made = engine.encode_sparse(rows);
   }
   const std::size_t count = made.columns.size();
-  return py::make_tuple(
-      copied("int64", made.starts.data(), made.starts.size(), sizeof(std::int64_t)),
-      copied("int32", made.columns.data(), count, sizeof(std::int32_t)),
-      copied(engine.dtype() == DType::f32 ? "float32" : "float64", made.values.data(), count, size_of(engine.dtype())));
+  return py::make_tuple(copied("int64", made.starts.data(), made.starts.size(), sizeof(std::int64_t)),
+                        copied("int32", made.columns.data(), count, sizeof(std::int32_t)),
+                        copied(engine.dtype() == DType::f32 ? "float32" : "float64", made.values.data(),
+                               count, size_of(engine.dtype())));
 }
 
 }  // namespace fastsae

@@ -160,9 +160,8 @@ class CpuBackend final : public Backend {
 
   void update_latents(const LatentRows& rows, const LatentUpdate& update) override {
     // An update must not stop halfway: no polling here.
-    cpu::update_latents(rows, update, scratch_, [this](std::int64_t count, const Task& task) {
-      parallel(count, task, false);
-    });
+    cpu::update_latents(rows, update, scratch_,
+                        [this](std::int64_t count, const Task& task) { parallel(count, task, false); });
   }
 
   void encode_select_batch(const BatchSelection& selection) override {

@@ -33,7 +33,8 @@ void select_among(const DeadSelection& all, const std::int32_t* dead, std::int64
                 precision, scratch, parallel);
   std::int32_t* starts = all.code.starts.as<std::int32_t>();
   for (std::int64_t row = 0; row <= rows; ++row) starts[row] = static_cast<std::int32_t>(row * k);
-  for (std::int64_t i = 0; i < rows * k; ++i) latents.as<std::int32_t>()[i] = dead[latents.as<std::int32_t>()[i]];
+  for (std::int64_t i = 0; i < rows * k; ++i)
+    latents.as<std::int32_t>()[i] = dead[latents.as<std::int32_t>()[i]];
 }
 
 }  // namespace
@@ -50,9 +51,8 @@ void select_dead(const DeadSelection& all, Precision precision, Scratch& scratch
   *all.dead = static_cast<double>(count);
   std::fill_n(all.code.starts.as<std::int32_t>(), all.x.rows + 1, 0);
   if (count == 0) return;
-  with_scalar(all.x.dtype, [&](auto s) {
-    select_among<decltype(s)>(all, dead, count, precision, scratch, parallel);
-  });
+  with_scalar(all.x.dtype,
+              [&](auto s) { select_among<decltype(s)>(all, dead, count, precision, scratch, parallel); });
 }
 
 }  // namespace fastsae::cpu

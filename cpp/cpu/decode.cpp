@@ -137,8 +137,7 @@ struct Norms {
 
 void decode(const Decoding& decoding, Range rows) {
   FlushDenormals flush;
-  with_scalar(decoding.errors.dtype,
-              [&](auto s) { run_at_level(DecodeRows<decltype(s)>{decoding}, rows); });
+  with_scalar(decoding.errors.dtype, [&](auto s) { run_at_level(DecodeRows<decltype(s)>{decoding}, rows); });
 }
 
 void write_code(const Code& code, const Tensor& rows, Range range) {

@@ -113,9 +113,8 @@ class IndexLatents {
 
 void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
                    const Tensor& fired, Scratch& scratch, const Parallel& parallel) {
-  with_scalar(index.values.dtype, [&](auto s) {
-    IndexLatents<decltype(s)>(codes, slots, index, fired, scratch).run(parallel);
-  });
+  with_scalar(index.values.dtype,
+              [&](auto s) { IndexLatents<decltype(s)>(codes, slots, index, fired, scratch).run(parallel); });
 }
 
 }  // namespace fastsae::cpu

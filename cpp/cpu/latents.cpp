@@ -82,7 +82,8 @@ struct Gather {
   }
 
   // The whole gradient of a latent. `segment` is the first of the long lists at or after it, and moves on.
-  [[gnu::always_inline]] inline void operator()(std::int64_t latent, std::int64_t& segment, Gradient<S>& g) const {
+  [[gnu::always_inline]] inline void operator()(std::int64_t latent, std::int64_t& segment,
+                                                Gradient<S>& g) const {
     const std::int64_t features = rows.encoder.cols, outputs = rows.decoder.cols;
     g.sum = 0;
     if (rows.encoder_gradient.exists()) {
@@ -104,7 +105,8 @@ struct Gather {
     add_scaled<S, 1>(g.decoder, one, &share, outputs);
   }
 
-  [[gnu::always_inline]] inline void add_partials(std::int64_t latent, std::int64_t& segment, Gradient<S>& g) const {
+  [[gnu::always_inline]] inline void add_partials(std::int64_t latent, std::int64_t& segment,
+                                                  Gradient<S>& g) const {
     const std::int32_t* segments = rows.index.segments.as<std::int32_t>();
     const std::int32_t* begins = rows.index.begins.as<std::int32_t>();
     const std::int64_t features = rows.encoder.cols, outputs = rows.decoder.cols;
@@ -166,8 +168,9 @@ struct Measure {
     for (std::int64_t latent = latents.begin; latent < latents.end; ++latent) {
       gather(latent, segment, g);
       if (gather.rows.project) gather.project(latent, g.decoder);
-      squares.as<double>()[latent] = static_cast<double>(dot(g.encoder, g.encoder, gather.rows.encoder.cols)) +
-                                     static_cast<double>(dot(g.decoder, g.decoder, gather.rows.decoder.cols));
+      squares.as<double>()[latent] =
+          static_cast<double>(dot(g.encoder, g.encoder, gather.rows.encoder.cols)) +
+          static_cast<double>(dot(g.decoder, g.decoder, gather.rows.decoder.cols));
       if (sums.exists()) sums.as<S>()[latent] = static_cast<S>(g.sum);
     }
   }
@@ -262,7 +265,8 @@ void sum_segments(const LatentRows& rows, const Parallel& parallel) {
 }
 
 template <class S, class Step>
-void update_with(const LatentRows& rows, const LatentUpdate& update, Scratch& scratch, const Parallel& parallel) {
+void update_with(const LatentRows& rows, const LatentUpdate& update, Scratch& scratch,
+                 const Parallel& parallel) {
   const auto encoder = Step::template at_step<S>(update.encoder.constants, *update.step);
   const auto decoder = Step::template at_step<S>(update.decoder.constants, *update.step);
   const S scale = static_cast<S>(update.log->gradient_scale);
@@ -278,9 +282,8 @@ void measure_latents(const LatentRows& rows, const Tensor& squares, const Tensor
   with_scalar(rows.encoder.dtype, [&](auto s) {
     using S = decltype(s);
     if (!rows.encoder_gradient.exists()) sum_segments<S>(rows, parallel);
-    each_share<S>(rows, scratch, parallel, [&](const Gradient<S>& buffer) {
-      return Measure<S>{{rows}, buffer, squares, sums};
-    });
+    each_share<S>(rows, scratch, parallel,
+                  [&](const Gradient<S>& buffer) { return Measure<S>{{rows}, buffer, squares, sums}; });
   });
 }
 

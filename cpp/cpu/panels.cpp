@@ -192,14 +192,13 @@ PanelProduct<S>::PanelProduct(const Product<S>& product, bool whole_sums)
       inner_(Even::at_most(p_.k, kInner)),
       col_chunks_(Even::at_most(
           Even::at_most(p_.n, width_).parts,
-          std::max<std::int64_t>(kMostVectors, kChunkBytes / ((whole_sums ? p_.k : inner_.longest()) *
-                                                              width_ * bytes_of<S>)))),
-      inner_chunks_(whole_sums
-                        ? Even{inner_.parts, 1}
-                        : Even::at_most(inner_.parts,
-                                        std::max<std::int64_t>(
-                                            1, kChunkBytes / (inner_.longest() * width_ * bytes_of<S> *
-                                                              col_chunks_.longest())))) {}
+          std::max<std::int64_t>(
+              kMostVectors, kChunkBytes / ((whole_sums ? p_.k : inner_.longest()) * width_ * bytes_of<S>)))),
+      inner_chunks_(whole_sums ? Even{inner_.parts, 1}
+                               : Even::at_most(inner_.parts,
+                                               std::max<std::int64_t>(
+                                                   1, kChunkBytes / (inner_.longest() * width_ * bytes_of<S> *
+                                                                     col_chunks_.longest())))) {}
 
 template <class S>
 bool PanelProduct<S>::reads_in_place() const {

@@ -53,8 +53,8 @@ class SelectRows {
 
   void run() {
     const std::int64_t item_bytes = capacity_ * static_cast<std::int64_t>(sizeof(Item<S>));
-    const std::int64_t most = std::clamp<std::int64_t>(kItemBytes / item_bytes, 1,
-                                                       ScoreTiles<S>::most_rows(all_.x.cols));
+    const std::int64_t most =
+        std::clamp<std::int64_t>(kItemBytes / item_bytes, 1, ScoreTiles<S>::most_rows(all_.x.cols));
     for (std::int64_t first = 0; first < all_.x.rows; first += most)
       run(first, std::min(most, all_.x.rows - first));
   }
@@ -168,9 +168,8 @@ class SelectRows {
 void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
                    const Parallel& parallel) {
   FlushDenormals flush;
-  with_scalar(selection.x.dtype, [&](auto s) {
-    SelectRows<decltype(s)>(selection, precision, scratch, parallel).run();
-  });
+  with_scalar(selection.x.dtype,
+              [&](auto s) { SelectRows<decltype(s)>(selection, precision, scratch, parallel).run(); });
 }
 
 }  // namespace fastsae::cpu

@@ -34,7 +34,7 @@ class SelectBatch {
     std::int64_t size;
     Entry last;  // what does not come before it is out, once there is one
     bool has_last;
-    S limit;  // what is not greater is out
+    S limit;                  // what is not greater is out
     std::int64_t passed = 0;  // when they were last compared with a key
   };
 
@@ -188,9 +188,9 @@ class SelectBatch {
   const Parallel& parallel_;
   const std::int64_t tasks_, count_, capacity_;
   const ScoreLines<S> line_;
-  Scratch::Lease entries_;      // [tasks_ x capacity_], and those that are kept once more
+  Scratch::Lease entries_;  // [tasks_ x capacity_], and those that are kept once more
   Scratch::Lease list_memory_;
-  List* const lists_;           // [tasks_]
+  List* const lists_;  // [tasks_]
 };
 
 }  // namespace
@@ -199,9 +199,8 @@ void encode_select_batch(const BatchSelection& selection, Precision precision, S
                          const Parallel& parallel) {
   FS_REQUIRE(selection.count >= 0, "count: expected 0 or more, got ", selection.count);
   FlushDenormals flush;
-  with_scalar(selection.x.dtype, [&](auto s) {
-    SelectBatch<decltype(s)>(selection, precision, scratch, parallel).run();
-  });
+  with_scalar(selection.x.dtype,
+              [&](auto s) { SelectBatch<decltype(s)>(selection, precision, scratch, parallel).run(); });
 }
 
 }  // namespace fastsae::cpu

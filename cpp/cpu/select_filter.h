@@ -8,7 +8,7 @@
 
 namespace fastsae::cpu {
 
-// Part of a row of scores, which count as (score + bias) scale. 
+// Part of a row of scores, which count as (score + bias) scale.
 template <class S>
 struct Scored {
   const S *score, *bias, *scale;

@@ -23,7 +23,7 @@ constexpr std::int64_t kFewRows = 3;     // so few are multiplied one by one: pa
 template <class S>
 class PanelScores {
  public:
-  static constexpr std::int64_t row_unit = 8, tile_rows = 256;
+  static constexpr std::int64_t row_unit = 8, tile_rows = 128;
 
   PanelScores(const Tensor& x, const Tensor& weight)
       : product_({false, true, x.rows, weight.rows, x.cols, x.as<S>(), x.stride, weight.as<S>(),
@@ -61,9 +61,10 @@ class Bf16Scores {
         weight_(weight),
         strip_(strip_size(x.cols)),
         left_{strips(x.rows), strips(x.rows)},
-        slabs_(Even::at_most(strips(weight.rows),
-                             std::max<std::int64_t>(
-                                 kStripPiece, kPackedBytes / (strip_ * static_cast<std::int64_t>(sizeof(Bf16)))))) {}
+        slabs_(Even::at_most(
+            strips(weight.rows),
+            std::max<std::int64_t>(kStripPiece,
+                                   kPackedBytes / (strip_ * static_cast<std::int64_t>(sizeof(Bf16)))))) {}
 
   std::size_t doubles() const { return doubles_for<Bf16>((left_.count + slabs_.longest()) * strip_); }
   void use(double* memory) {
@@ -76,8 +77,7 @@ class Bf16Scores {
   }
   void pack(std::int64_t slab, std::int64_t piece) const {
     const Even right = Even::at_most(units(slab), kStripPiece);
-    if (piece < right.parts)
-      return pack(weight_, slabs_[slab].begin, right[piece], true, packed_);
+    if (piece < right.parts) return pack(weight_, slabs_[slab].begin, right[piece], true, packed_);
     pack(x_, 0, left_pieces()[piece - right.parts], false, packed_x_);
   }
   std::int64_t units(std::int64_t slab) const { return slabs_[slab].end - slabs_[slab].begin; }
@@ -115,7 +115,9 @@ class BlasScores {
   static constexpr std::int64_t row_unit = 512, tile_rows = row_unit, tile_units = 1;
 
   BlasScores(const Tensor& x, const Tensor& weight, std::int64_t lanes)
-      : x_(x), weight_(weight), slabs_(Even::at_most((weight.rows + kMostTileCols - 1) / kMostTileCols, 2 * lanes)) {}
+      : x_(x),
+        weight_(weight),
+        slabs_(Even::at_most((weight.rows + kMostTileCols - 1) / kMostTileCols, 2 * lanes)) {}
 
   std::size_t doubles() const { return 0; }
   void use(double*) {}
@@ -125,7 +127,8 @@ class BlasScores {
   std::int64_t units(std::int64_t slab) const { return slabs_[slab].end - slabs_[slab].begin; }
   Range cols(std::int64_t slab, Range units) const {
     const std::int64_t first = slabs_[slab].begin;
-    return {(first + units.begin) * kMostTileCols, std::min(weight_.rows, (first + units.end) * kMostTileCols)};
+    return {(first + units.begin) * kMostTileCols,
+            std::min(weight_.rows, (first + units.end) * kMostTileCols)};
   }
   void multiply(std::int64_t slab, Range rows, Range units, S* to, std::int64_t stride) const {
     const Range across = cols(slab, units);
@@ -162,8 +165,8 @@ std::int64_t ScoreTiles<S>::most_rows(std::int64_t width) {
 }
 
 template <class S>
-ScoreTiles<S>::ScoreTiles(const Tensor& x, const Tensor& weight, Precision precision,
-                          std::int64_t most_tasks, std::int64_t most_lanes)
+ScoreTiles<S>::ScoreTiles(const Tensor& x, const Tensor& weight, Precision precision, std::int64_t most_tasks,
+                          std::int64_t most_lanes)
     : x_(x),
       weight_(weight),
       provider_(precision == Precision::bf16 && std::is_same_v<S, float>

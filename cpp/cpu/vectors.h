@@ -9,7 +9,8 @@ constexpr std::int64_t kVectorLanes = 16;  // partial sums of a dot product
 
 // y += sum of a[i] x[i].
 template <class S, int count>
-[[gnu::always_inline]] inline void add_scaled(S* __restrict y, const S* const* x, const S* a, std::int64_t size) {
+[[gnu::always_inline]] inline void add_scaled(S* __restrict y, const S* const* x, const S* a,
+                                              std::int64_t size) {
   S share[count];
   for (int i = 0; i < count; ++i) share[i] = a[i];
 #pragma GCC ivdep

@@ -28,9 +28,9 @@ struct CodeConstants {
   double auxiliary_divisor;  // 0: the variance; -1: that of the residuals
   double auxiliary_share;    // number of latents that make the share 1; 0: it is always 1
   double gate_weight;
-  double sparsity_weight;    // before the warm-up
-  double target_l0;          // of the quadratic penalty, else 0
-  bool counts_active;        // whether the penalty is the number of active elements
+  double sparsity_weight;  // before the warm-up
+  double target_l0;        // of the quadratic penalty, else 0
+  bool counts_active;      // whether the penalty is the number of active elements
   double pre_act_weight;
 };
 

@@ -133,7 +133,8 @@ struct AuxiliaryFactor : EachElement<double> {
   const StepScalars* step;
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
     const double mean = step->inverse_total, kind = constants.auxiliary_divisor;
-    const double divisor = kind > 0 ? kind : (kind < 0 ? numbers->residual_variance : numbers->variance) * mean;
+    const double divisor =
+        kind > 0 ? kind : (kind < 0 ? numbers->residual_variance : numbers->variance) * mean;
     const double full = constants.auxiliary_share;
     const double share = full > 0 && numbers->dead < full ? numbers->dead / full : 1.0;
     numbers->auxiliary_factor =

@@ -30,11 +30,11 @@ struct ForwardSums {
 
 template <class S>
 struct Thresholded {
-  const S* bias;       // [cols]
-  const S* threshold;  // [cols], or null: 0
-  const S* norms;      // [cols], or null: 1
-  const S* weight;     // [rows]
-  const double* since; // [cols], or null: no latent counts as dead
+  const S* bias;        // [cols]
+  const S* threshold;   // [cols], or null: 0
+  const S* norms;       // [cols], or null: 1
+  const S* weight;      // [rows]
+  const double* since;  // [cols], or null: no latent counts as dead
   double limit;
   S tanh_scale;
   CodePenalty penalty;
@@ -218,10 +218,10 @@ struct PenaltyPull : SumsColumns<double, 4> {
     sum[weighted] = forward[ForwardSums::weighted * cols + col];
     sum[penalty] = forward[ForwardSums::penalty * cols + col];
     sum[below] = below_bar * length;
-    const double slope =
-        (by_norm ? constants.sparsity_weight * step->penalty_share * forward[ForwardSums::by_norm * cols + col]
-                 : 0.0) +
-        constants.pre_act_weight * below_bar;
+    const double slope = (by_norm ? constants.sparsity_weight * step->penalty_share *
+                                        forward[ForwardSums::by_norm * cols + col]
+                                  : 0.0) +
+                         constants.pre_act_weight * below_bar;
     return length > 0 ? step->inverse_total * slope / length : 0.0;
   }
 };
@@ -249,9 +249,9 @@ struct ThresholdGradient : SumsColumns<S, 1> {
     const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
     const double near = bar * backward[BackwardSums::near_slope * cols + col] +
                         by_count * backward[BackwardSums::near_weight * cols + col];
-    const S g = static_cast<S>(constants.pre_act_weight * mean * length *
-                                   backward[BackwardSums::below * cols + col] -
-                               near / bandwidth);
+    const S g =
+        static_cast<S>(constants.pre_act_weight * mean * length * backward[BackwardSums::below * cols + col] -
+                       near / bandwidth);
     sum[0] = g * g;
     return g;
   }
@@ -269,10 +269,10 @@ template <class S>
 struct InferCode : EachElement<S> {
   static constexpr bool epilogue = true;
   const S* bias;
-  const S* scale;       // [cols], or null: 1
-  const S* threshold;   // [cols], or null
-  const double* bar;    // then one for all, or null: 0
-  bool reported;        // or what multiplies the decoder's rows
+  const S* scale;      // [cols], or null: 1
+  const S* threshold;  // [cols], or null
+  const double* bar;   // then one for all, or null: 0
+  bool reported;       // or what multiplies the decoder's rows
   FS_HD S operator()(std::int64_t, std::int64_t col, S product, S*) const {
     const S z = product + bias[col], c = scale == nullptr ? z : z * scale[col];
     const S least = bar != nullptr && *bar > 0 ? static_cast<S>(*bar) : S(0);

@@ -80,12 +80,12 @@ template <class S>
 using WinnerKernels = TypeList<MapWinner<S>, LifetimeWinner<S>, KeepWinners<S>>;
 
 template <class S>
-using SparseCodeKernels =
-    TypeList<Centered<S>, CopySumming<S>, SquaredDeviation<S>, Coefficient<S>, ColumnSum<S>, SquareSum<S>,
-             DecoderBiasGradient<S>, InferCode<S>, InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
+using SparseCodeKernels = TypeList<Centered<S>, CopySumming<S>, SquaredDeviation<S>, Coefficient<S>,
+                                   ColumnSum<S>, SquareSum<S>, DecoderBiasGradient<S>, InferCode<S>,
+                                   InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
 template <class S>
-using DenseCodeKernels = TypeList<ForwardCode<S>, BackwardCode<S>, ForwardGate<S>, BackwardGate<S>, ExpOf<S>, CodeError<S>,
-                                  ThresholdGradient<S>, ClampThreshold<S>>;
+using DenseCodeKernels = TypeList<ForwardCode<S>, BackwardCode<S>, ForwardGate<S>, BackwardGate<S>, ExpOf<S>,
+                                  CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
 using CodeScalarKernels =
     TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
 
@@ -113,8 +113,8 @@ using KernelsOf = Concat<
     TypeList<Average<S>>>;
 // clang-format on
 
-using KernelList = Concat<KernelsOf<float>, KernelsOf<double>, CodeScalarKernels,
-                          TypeList<CloseStep, KeepRhoHat, SumRow>>;
+using KernelList =
+    Concat<KernelsOf<float>, KernelsOf<double>, CodeScalarKernels, TypeList<CloseStep, KeepRhoHat, SumRow>>;
 
 template <class K>
 Kernel as_kernel(const K& k) {

@@ -28,8 +28,8 @@ SparseCode::SparseCode(const ModelSpec& spec, Backend& backend)
   FS_REQUIRE(code_.prefixes.back() == code_.latents, "prefixes: the last must be n_latents");
 }
 
-Tensor* SparseCode::declare_parameter(Arena& parameters, Arena& gradients, const char* name, std::int64_t rows,
-                                      std::int64_t cols, bool by_model) {
+Tensor* SparseCode::declare_parameter(Arena& parameters, Arena& gradients, const char* name,
+                                      std::int64_t rows, std::int64_t cols, bool by_model) {
   Tensor* value = &parameters.declare(name, rows, cols, spec_.dtype, backend_.wants_shadows() && by_model);
   Tensor* gradient = &gradients.declare(text("gradient.", name), rows, cols, spec_.dtype);
   parameters_.push_back({value, gradient, 0, by_model});
@@ -62,8 +62,13 @@ void SparseCode::declare(Arena& parameters, Arena& gradients, Arena& matrices, A
 // Elements that a step selects at most.
 std::int64_t SparseCode::most_selected(std::int64_t rows) const {
   const double most = std::max(code_.k, code_.k_start);
-  if (is("topk")) return rows * static_cast<std::int64_t>(most);
-  return std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  const std::int64_t count =
+      is("topk")
+          ? rows * static_cast<std::int64_t>(most)
+          : std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  FS_REQUIRE(count <= INT32_MAX, "batch_size: ", rows, " rows select ", count, " elements, more than ",
+             INT32_MAX);
+  return count;
 }
 
 void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
@@ -121,7 +126,11 @@ LatentIndex SparseCode::index() const {
 CodeConstants SparseCode::constants() const {
   const double outputs = static_cast<double>(spec_.n_outputs);
   const auto divisor = [&](const std::string& name) {
-    return name == "sum" ? 1.0 : name == "ufldl" ? 2.0 : name == "mean" ? outputs : name == "fvu" ? 0.0 : -1.0;
+    return name == "sum"     ? 1.0
+           : name == "ufldl" ? 2.0
+           : name == "mean"  ? outputs
+           : name == "fvu"   ? 0.0
+                             : -1.0;
   };
   CodeConstants c{};
   c.divisor = divisor(spec_.loss_reduction);
@@ -138,7 +147,8 @@ CodeConstants SparseCode::constants() const {
 
 void SparseCode::set_step(StepScalars& scalars, std::int64_t step) {
   const auto part = [step](std::int64_t length, std::int64_t done) {
-    return length > 0 ? std::min(1.0, static_cast<double>(step - 1 + done) / static_cast<double>(length)) : 1.0;
+    return length > 0 ? std::min(1.0, static_cast<double>(step - 1 + done) / static_cast<double>(length))
+                      : 1.0;
   };
   scalars.penalty_share = part(code_.sparsity_warm_up, 1);
   k_ = code_.k + (code_.k_start - code_.k) * (1 - part(code_.k_warm_up, 0));
@@ -150,9 +160,7 @@ void SparseCode::begin(const StepMemory& memory, bool with_gradient, bool) {
   with_gradient_ = with_gradient;
 }
 
-void SparseCode::scalar_pass(const Kernel& kernel) {
-  backend_.map(*scalar_, kernel, {});
-}
+void SparseCode::scalar_pass(const Kernel& kernel) { backend_.map(*scalar_, kernel, {}); }
 
 void SparseCode::accumulate(const Batch& batch, bool) {
   batch_ = batch;
@@ -206,13 +214,13 @@ Code SparseCode::select(const Batch& batch) {
     code.values = shaped(values, 1, values.size());
     code.latents = shaped(latents, 1, latents.size());
   } else {
-    const auto count = std::min(most_selected(rows), static_cast<std::int64_t>(k_ * static_cast<double>(rows)));
+    const auto count =
+        std::min(most_selected(rows), static_cast<std::int64_t>(k_ * static_cast<double>(rows)));
     code.starts = shaped(*main_.starts, 1, rows + 1);
     code.values = shaped(*main_.values, 1, count);
     code.latents = shaped(*main_.latents, 1, count);
-    backend_.encode_select_batch(
-        {input_, *w_.encoder, *w_.bias, scale, count, code.starts, code.latents, code.values, &sums()->smallest,
-         bar_->as<double>()});
+    backend_.encode_select_batch({input_, *w_.encoder, *w_.bias, scale, count, code.starts, code.latents,
+                                  code.values, &sums()->smallest, bar_->as<double>()});
   }
   make_coefficients(code, scale, true);
   return code;
@@ -222,7 +230,8 @@ void SparseCode::make_coefficients(const Code& code, const Tensor& scale, bool r
   with_scalar(spec_.dtype, [&](auto s) {
     using S = decltype(s);
     backend_.map(code.values,
-                 as_kernel(Coefficient<S>{{}, code.latents.as<std::int32_t>(), scale.as<S>(), rectified}), {});
+                 as_kernel(Coefficient<S>{{}, code.latents.as<std::int32_t>(), scale.as<S>(), rectified}),
+                 {});
   });
 }
 
@@ -369,8 +378,8 @@ void SparseCode::commit() {
     });
   }
   const double* fired = (dense_ ? forward_sums_ : fired_)->as<double>();
-  backend_.map(*since_, as_kernel(KeepSince{{}, fired, fired_rows_->as<double>(), batch_.rows(), memory_.log}),
-               {});
+  backend_.map(*since_,
+               as_kernel(KeepSince{{}, fired, fired_rows_->as<double>(), batch_.rows(), memory_.log}), {});
   scalar_pass(as_kernel(KeepMonitor{{},
                                     sums(),
                                     constants(),

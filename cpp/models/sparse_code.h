@@ -80,7 +80,9 @@ class SparseCode final : public Model {
   LatentIndex index() const;
   LatentRows latent_rows() const;
   // Sums of the slopes by z, [1 x latents].
-  Tensor delta_sums() const { return is("gated") ? shaped(through_->slice_rows(1, 1), 1, code_.latents) : *bias_gradient_; }
+  Tensor delta_sums() const {
+    return is("gated") ? shaped(through_->slice_rows(1, 1), 1, code_.latents) : *bias_gradient_;
+  }
   const Tensor& gradient_of(const Tensor* value) const;
 
   // The parts of a step.
@@ -137,7 +139,7 @@ class SparseCode final : public Model {
   Selected main_, auxiliary_;
   Tile tile_;
   LatentIndex index_;
-  Tensor *index_parts_[6] = {};
+  Tensor* index_parts_[6] = {};
 
   StepMemory memory_;
   bool with_gradient_ = false;

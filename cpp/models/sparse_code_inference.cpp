@@ -9,9 +9,9 @@ namespace fastsae {
 
 // What a call needs beside rows of inputs and outputs, in this order.
 struct SparseCode::CallMemory {
-  Tensor norms, gain;           // [1 x latents]
-  Tensor values, latents;       // [rows x k] of a TopK code
-  Tensor code;                  // [tile x latents], where codes are written down
+  Tensor norms, gain;      // [1 x latents]
+  Tensor values, latents;  // [rows x k] of a TopK code
+  Tensor code;             // [tile x latents], where codes are written down
 
   CallMemory(const SparseCode& model, const Tensor& memory, std::int64_t rows) {
     std::int64_t at = 0;
@@ -62,8 +62,8 @@ Code SparseCode::select_rows(Tensor inputs, const CallMemory& memory, bool scale
   const Tensor scale = is_rescaled() ? memory.norms : Tensor{};
   backend_.encode_select({inputs, *w_.encoder, *w_.bias, memory.values, memory.latents, scale, true});
   const std::int64_t count = memory.values.size();
-  const Code code{inputs.rows, {}, memory.values.cols, shaped(memory.latents, 1, count),
-                  shaped(memory.values, 1, count)};
+  const Code code{
+      inputs.rows, {}, memory.values.cols, shaped(memory.latents, 1, count), shaped(memory.values, 1, count)};
   make_coefficients(code, scaled ? Tensor{} : scale, true);
   return code;
 }
@@ -76,7 +76,8 @@ void SparseCode::encode_tile(Tensor inputs, Tensor code, const CallMemory& memor
     Kernel kernel{};
     if (is("gated")) {
       backend_.map(memory.gain, as_kernel(ExpOf<S>{{}, w_.log_gain->as<S>()}), {});
-      const GateParameters<S> gate{w_.bias->as<S>(), w_.magnitude_bias->as<S>(), memory.gain.as<S>(), nullptr, nullptr};
+      const GateParameters<S> gate{w_.bias->as<S>(), w_.magnitude_bias->as<S>(), memory.gain.as<S>(), nullptr,
+                                   nullptr};
       kernel = as_kernel(InferGate<S>{{}, gate, scaled ? scale : nullptr});
     } else {
       kernel = as_kernel(InferCode<S>{{},
@@ -162,7 +163,8 @@ void SparseCode::score(Tensor x, Tensor target, Tensor output, Tensor losses, co
   score_output(target, output, losses);
 }
 
-void SparseCode::score_code(Tensor code, Tensor target, Tensor output, Tensor losses, const Work& work) const {
+void SparseCode::score_code(Tensor code, Tensor target, Tensor output, Tensor losses,
+                            const Work& work) const {
   decode(code, output, work);
   score_output(target, output, losses);
 }

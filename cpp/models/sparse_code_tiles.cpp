@@ -77,10 +77,13 @@ void SparseCode::accumulate_tiles(const Batch& batch) {
   }
   for (std::int64_t first = 0; first < rows; first += tile) {
     const std::int64_t count = std::min(tile, rows - first);
-    const Rows part{input_.slice_rows(first, count), batch.target.slice_rows(first, count),
+    const Rows part{input_.slice_rows(first, count),
+                    batch.target.slice_rows(first, count),
                     code_.skip ? skipped_.slice_rows(first, count) : Tensor{},
-                    columns_of(batch.weight, first, count), errors_->slice_rows(first, count),
-                    losses_->slice_rows(first, count), last_losses_->slice_rows(first, count)};
+                    columns_of(batch.weight, first, count),
+                    errors_->slice_rows(first, count),
+                    losses_->slice_rows(first, count),
+                    last_losses_->slice_rows(first, count)};
     with_scalar(spec_.dtype, [&](auto s) {
       if (is("gated"))
         gated_tile<decltype(s)>(part, first > 0);
@@ -155,8 +158,8 @@ void SparseCode::gated_tile(const Rows& part, bool add) {
 
 // Sums over all rows become the parts of J and the gradients of vectors.
 void SparseCode::close_tiles(std::int64_t rows) {
-  PenaltyPull pull{{}, forward_sums_->as<double>(), code_.latents, {}, {}, constants(), memory_.scalars,
-                   weighs_by_norm()};
+  PenaltyPull pull{
+      {}, forward_sums_->as<double>(), code_.latents, {}, {}, constants(), memory_.scalars, weighs_by_norm()};
   if (pulls() && spec_.dtype == DType::f32) pull.norms_f32 = norms_->view<const float>();
   if (pulls() && spec_.dtype == DType::f64) pull.norms_f64 = norms_->view<const double>();
   backend_.map(*pull_, as_kernel(pull), {*pull_sums_});

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastsae._core import DeviceArray, DeviceError
 
 if TYPE_CHECKING:
-    from fastsae import metrics, plots, reference
+    from fastsae import formats, metrics, plots, reference
     from fastsae.anomaly import AnomalyDetector
     from fastsae.checkpoint import load
     from fastsae.config import Config, GaussianConfig, LayerConfig, TrainingConfig
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
         UpsampleConfig,
     )
     from fastsae.process import cuda_unavailable_reason, devices, get_num_threads, set_num_threads
+    from fastsae.saes import L1SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
+    from fastsae.sparse_code import SparseCodeConfig
     from fastsae.stacked import StackedClassifier
     from fastsae.sweeps import sweep
     from fastsae.topk import TopKEncoder
+    from fastsae.transcoder import Transcoder
     from fastsae.variational import VariationalAutoencoder
 
 __version__ = "0.1.0"
@@ -45,6 +48,7 @@ __version__ = "0.1.0"
 # with an estimator.
 _HOMES = {
     "AnomalyDetector": "anomaly",
+    "BatchTopKSAE": "saes",
     "Config": "config",
     "ConvAutoencoder": "conv",
     "ConvConfig": "image_layers",
@@ -53,14 +57,21 @@ _HOMES = {
     "ContractiveAutoencoder": "contractive",
     "DeepAutoencoder": "deep",
     "Engine": "engine",
+    "GatedSAE": "saes",
     "GaussianConfig": "config",
+    "JumpReLUSAE": "saes",
+    "L1SAE": "saes",
     "LayerConfig": "config",
+    "MatryoshkaSAE": "saes",
     "PoolConfig": "image_layers",
     "ReshapeConfig": "image_layers",
     "SparseAutoencoder": "estimators",
+    "SparseCodeConfig": "sparse_code",
     "StackedClassifier": "stacked",
     "TopKEncoder": "topk",
+    "TopKSAE": "saes",
     "TrainingConfig": "config",
+    "Transcoder": "transcoder",
     "UnpoolConfig": "image_layers",
     "UpsampleConfig": "image_layers",
     "VariationalAutoencoder": "variational",
@@ -73,10 +84,12 @@ _HOMES = {
     "set_num_threads": "process",
     "sweep": "sweeps",
 }
-_MODULES = ("metrics", "plots", "reference")
+_MODULES = ("formats", "metrics", "plots", "reference")
 
 __all__ = [
+    "L1SAE",
     "AnomalyDetector",
+    "BatchTopKSAE",
     "Config",
     "ContractiveAutoencoder",
     "ConvAutoencoder",
@@ -87,14 +100,20 @@ __all__ = [
     "DeviceArray",
     "DeviceError",
     "Engine",
+    "GatedSAE",
     "GaussianConfig",
+    "JumpReLUSAE",
     "LayerConfig",
+    "MatryoshkaSAE",
     "PoolConfig",
     "ReshapeConfig",
     "SparseAutoencoder",
+    "SparseCodeConfig",
     "StackedClassifier",
     "TopKEncoder",
+    "TopKSAE",
     "TrainingConfig",
+    "Transcoder",
     "UnpoolConfig",
     "UpsampleConfig",
     "VariationalAutoencoder",
@@ -102,6 +121,7 @@ __all__ = [
     "cuda_blas",
     "cuda_unavailable_reason",
     "devices",
+    "formats",
     "get_num_threads",
     "load",
     "metrics",

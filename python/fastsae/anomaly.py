@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastsae import checkpoint as _checkpoint
-from fastsae.base import Array, Autoencoder, _tensor_as_array
+from fastsae.base import Array, Autoencoder, tensor_as_array
 from fastsae.checks import check_bool, check_real
 from fastsae.estimators import SparseAutoencoder
 from fastsae.scaling import Scaler
@@ -196,8 +196,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         made = default_autoencoder(n_features) if self.autoencoder is None else clone(self.autoencoder)
         if self.random_state is not None:
             made.set_params(random_state=self.random_state)
-        output = getattr(made._config(n_features).layers[-1], "activation", "identity")
-        if self.scale and output != "identity" and made.scale != "minmax":
+        layers = getattr(made._config(n_features), "layers", ())
+        output = getattr(layers[-1], "activation", "identity") if layers else "identity"
+        if self.scale and output != "identity" and made._kind_of_scale() != "minmax":
             raise ValueError(
                 f"autoencoder: scale=True gives numbers of any sign and size, which an output layer of {output!r} "
                 "does not reach; take an identity output layer, scale='minmax' of the autoencoder, or scale=False"
@@ -205,7 +206,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return made
 
     def _validate(self, X: Any, reset: bool) -> Array:
-        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric")
+        X = validate_data(self, tensor_as_array("X", X), reset=reset, dtype="numeric")
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
         checked: Array = X

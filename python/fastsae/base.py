@@ -25,7 +25,8 @@ from fastsae.jacobian import jacobian_norm
 from fastsae.process import devices
 from fastsae.scaling import COLUMN_SCALES, Scaler
 from fastsae.stores import ArrayStore, pieces
-from fastsae.trainer import Callback, Progress, Trainer, TrainerState, check_combination, check_values
+from fastsae.trainer import Callback, Progress, Trainer, check_combination, check_values
+from fastsae.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,6 +56,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     verbose: bool
     scale: str | None
     _scales: tuple[str, ...] = COLUMN_SCALES  # that `scale` may name
+    _inverts = True  # whether what comes out of the model is in the units of scaled rows
     _scaler: Scaler | None = None  # of the rows that training began with
 
     def _take(self, options: dict[str, Any]) -> None:
@@ -123,7 +125,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         """Options of the model that are not attributes of the same name."""
         return {}
 
-    def _config(self, n_features: int) -> Config:
+    def _config(self, n_features: int) -> Any:
         options = {name: getattr(self, name) for name in _MODEL_OPTIONS if hasattr(self, name)}
         options["optimizer"] = Config.optimizer if self.solver == "lbfgs" else self.solver
         config = Config(
@@ -134,24 +136,35 @@ class Network(BaseEstimator):  # type: ignore[misc]
         return config
 
     @classmethod
-    def _has_model(cls, config: Config) -> bool:
+    def _config_from_dict(cls, values: Any) -> Any:
+        """The inverse of its configuration's `to_dict`."""
+        return Config.from_dict(values)
+
+    @classmethod
+    def _has_model(cls, config: Any) -> bool:
         """Whether a model of this estimator may have that configuration."""
         return True
 
     @classmethod
-    def _names_of_options(cls, config: Config) -> dict[str, Any]:
+    def _names_of_options(cls, config: Any) -> dict[str, Any]:
         """The options of `config` under the estimator's names."""
         options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
         options["solver"] = options.pop("optimizer")
         for i, layer in enumerate(config.layers):
-            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}  # type: ignore[call-overload]
+            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}
         return options
 
+    def _kind_of_scale(self) -> str | None:
+        return self.scale
+
+    def _training_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _TRAINING_OPTIONS if hasattr(self, name)}
+
     def _training_config(self) -> TrainingConfig:
-        training = TrainingConfig(**{name: getattr(self, name) for name in _TRAINING_OPTIONS})
+        training = TrainingConfig(**self._training_options())
         training.validate()
-        if self.scale is not None:
-            check_choice("scale", self.scale, self._scales)
+        if (kind := self._kind_of_scale()) is not None:
+            check_choice("scale", kind, self._scales)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback: expected a callable or None, got {self.callback!r}")
@@ -178,12 +191,14 @@ class Network(BaseEstimator):  # type: ignore[misc]
             self._start(config, training, X.shape[0])
             self._scaler = scaler
             store, weights = self._store(X, weights, targets)
+            self._place_first_parameters(config, store, weights, targets)
         self._prepare(X, weights, training, progress, targets)
         return self._train(store, weights, training, training.max_epochs, progress, targets)
 
     def _partial_fit(self, X: Any, sample_weight: Any, targets: NDArray[Any] | None = None) -> Self:
         first = not self.__sklearn_is_fitted__()
-        training = dataclasses.replace(self._training_config(), early_stopping=False, validation_fraction=0.0)
+        training = self._training_config()
+        training = dataclasses.replace(training, early_stopping=False, validation_fraction=0.0, max_steps=None)
         with self._unchanged_on_error():
             X, weights = self._validate(X, sample_weight, reset=first)
             config = self._config(X.shape[1])
@@ -195,6 +210,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
             else:
                 self._continue(config)
             store, weights = self._store(X, weights, targets)
+            if first:
+                self._place_first_parameters(config, store, weights, targets)
         self._state.start_pass(len(store))
         self._train(store, weights, training, self._state.epoch + 1, targets=targets)
         self._state.n_rows = 0  # the pass is complete: what follows may have any number of rows
@@ -243,22 +260,28 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if state or parts:
             raise ValueError(f"its state holds more than that of a {type(self).__name__}")
 
-    def _start(self, config: Config, training: TrainingConfig, n_rows: int) -> None:
+    def _start(self, config: Any, training: TrainingConfig, n_rows: int) -> None:
         """Take a new engine with first weights."""
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         except ValueError as error:
             raise ValueError(f"random_state: {error}") from None
         engine = Engine(config, self.device)
-        engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
+        if isinstance(config, Config):
+            engine.set_parameters(initialize(config, training.init, np.random.default_rng([seed, 2])))
         self._adopt(engine, TrainerState(seed, n_rows=n_rows))
 
-    def _continue(self, config: Config) -> None:
+    def _place_first_parameters(
+        self, config: Any, store: ArrayStore, weights: NDArray[np.float64] | None, targets: Any
+    ) -> None:
+        """Those that depend on the rows; `fit` and the first `partial_fit` call it."""
+
+    def _continue(self, config: Any) -> None:
         """Go on with the engine that there is, whose options must be those of `config`."""
         if self.solver == "lbfgs":  # which has no use for an optimiser
             config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
         now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
-        now["scale"], fitted["scale"] = self.scale, None if self._scaler is None else self._scaler.kind
+        now["scale"], fitted["scale"] = self._kind_of_scale(), None if self._scaler is None else self._scaler.kind
         changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
         if changed:
             name = changed[0]
@@ -302,6 +325,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
             callback=self.callback,
             save=save,
             save_every=self.checkpoint_every,
+            save_steps=getattr(self, "checkpoint_steps", None),
             verbose=bool(self.verbose),
             progress=progress,
         ).run(store, weights, until, targets)
@@ -315,13 +339,13 @@ class Network(BaseEstimator):  # type: ignore[misc]
             X = self._validate_rows(X, reset)
         if sample_weight is None or is_elsewhere(sample_weight):
             return X, sample_weight
-        sample_weight = _tensor_as_array("sample_weight", sample_weight)
+        sample_weight = tensor_as_array("sample_weight", sample_weight)
         return X, _not_all_zero(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
 
     def _validate_rows(self, X: Any, reset: bool) -> Any:
         # A memory map is not read twice: a step that meets a NaN names its row.
-        finite = not _is_mapped(X)
-        X = validate_data(self, _tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
+        finite = not is_mapped(X)
+        X = validate_data(self, tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
         return X
@@ -340,11 +364,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         return ArrayStore(X, engine, self._scaler), weights
 
     def _new_scaler(self, X: Any, weights: Any) -> Scaler | None:
-        if self.scale is None:
+        if (kind := self._kind_of_scale()) is None:
             return None
         for name, value in (("X", X), ("sample_weight", weights)):
-            _refuse_device(name, value, self.scale)
-        return Scaler.fit(self.scale, X, weights)
+            _refuse_device(name, value, kind)
+        return Scaler.fit(kind, X, weights)
 
     def _blocks_of(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """The rows as the model sees them, and where they are: all at once unless they are scaled."""
@@ -359,7 +383,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self, compute: Callable[[Rows, Any], Any], rows: Rows, out: Any, n_cols: int, *, scaled: bool, invert: bool
     ) -> Any:
         """`compute(rows, out)` of an engine, with rows that are `scaled` first and a result to `invert`."""
-        scaler = self._scaler
+        scaler, invert = self._scaler, invert and self._inverts
         if scaler is None or not (scaled or invert):
             return compute(rows, out)
         _refuse_device("H", rows, scaler.kind)
@@ -392,7 +416,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
             return rows
         if self._passes(X):
             return X  # type: ignore[no-any-return]
-        checked: Array = validate_data(self, _tensor_as_array("X", X), reset=False, dtype="numeric")
+        checked: Array = validate_data(self, tensor_as_array("X", X), reset=False, dtype="numeric")
         return checked
 
     def _passes(self, X: Any) -> bool:
@@ -506,7 +530,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
             if isinstance(H, DeviceArray):
                 check_values("H", self._engine, H)
             return self._infer(decode, H, out, n_features, scaled=False, invert=True)
-        H = check_array(_tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
+        H = check_array(tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
         return self._infer(decode, H, out, n_features, scaled=False, invert=True)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -558,7 +582,7 @@ def _not_all_zero(weights: Any) -> Any:
     return weights
 
 
-def _is_mapped(value: Any) -> bool:
+def is_mapped(value: Any) -> bool:
     """Whether it is a memory map, or rows of one."""
     while isinstance(value, np.ndarray) and not isinstance(value, np.memmap):
         value = value.base
@@ -577,7 +601,7 @@ def _refuse_device(name: str, value: Any, scale: str) -> None:
         )
 
 
-def _tensor_as_array(name: str, value: Any) -> Any:
+def tensor_as_array(name: str, value: Any) -> Any:
     """A DLPack tensor as an array; data frames and lists are left to scikit-learn."""
     tensor = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
     return as_array(name, value) if tensor else value

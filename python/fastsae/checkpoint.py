@@ -23,7 +23,7 @@ from fastsae.checks import check_choice, check_integer
 from fastsae.config import Config
 from fastsae.engine import Engine
 from fastsae.scaling import Scaler
-from fastsae.trainer import TrainerState
+from fastsae.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from fastsae.anomaly import AnomalyDetector
@@ -34,14 +34,22 @@ VERSION = 1
 _BEST = "best."
 _AROUND = "around."
 _SCALER = "scaler."
+_TRAINER = "trainer."
 #: Estimators that a file may hold, and their modules.
 ESTIMATORS = {
+    "BatchTopKSAE": "saes",
     "ConvAutoencoder": "conv",
     "ContractiveAutoencoder": "contractive",
     "DeepAutoencoder": "deep",
     "DenoisingAutoencoder": "denoising",
+    "GatedSAE": "saes",
+    "JumpReLUSAE": "saes",
+    "L1SAE": "saes",
+    "MatryoshkaSAE": "saes",
     "SparseAutoencoder": "estimators",
     "StackedClassifier": "stacked",
+    "TopKSAE": "saes",
+    "Transcoder": "transcoder",
     "VariationalAutoencoder": "variational",
 }
 #: Estimators around one of these.
@@ -74,6 +82,7 @@ def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     engine, state = estimator._engine, estimator._state
     tensors = {name: engine.get(name) for name in engine.state_names()}
     tensors |= {_BEST + name: value for name, value in state.best_parameters.items()}
+    tensors |= {_TRAINER + name: value for name, value in state.arrays().items()}
     if scaler := estimator._scaler:
         tensors |= {_SCALER + "center": scaler.center, _SCALER + "scale": scaler.scale}
     parts: dict[str, dict[str, str]] = {}
@@ -264,9 +273,9 @@ def _restore(header: _Header, file: Any) -> Network:
     if name not in ESTIMATORS:
         raise ValueError(f"it holds an unknown estimator {name!r}")
     kind: type[Network] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
-    config = Config.from_dict(header.json("config", dict))
+    config = kind._config_from_dict(header.json("config", dict))
     if not kind._has_model(config):
-        raise ValueError(f"its layers are not those of a {name}")
+        raise ValueError(f"its model is not that of a {name}")
     state = TrainerState.from_dict(header.json("trainer", dict))
     # Shapes are compared before any memory is taken for the model.
     _check_shapes(config, file)
@@ -284,9 +293,10 @@ def _restore(header: _Header, file: Any) -> Network:
     scaling = {_SCALER + part: np.ones(config.n_features) for part in ("center", "scale")} if kind_of_scale else {}
     wanted = set(engine.state_names())
     best = {_BEST + parameter for parameter in config.parameter_shapes}
+    of_trainer = {} if isinstance(config, Config) else _trainer_arrays(config.n_latents)
     if missing := sorted((wanted | set(scaling) | (best if best & stored else set())) - stored):
         raise ValueError(f"tensor {missing[0]!r} is missing")
-    if unknown := sorted(stored - wanted - best - set(scaling)):
+    if unknown := sorted(stored - wanted - best - set(scaling) - set(of_trainer)):
         raise ValueError(f"tensor {unknown[0]!r} is unknown")
     for tensor in engine.state_names():  # in this order: a parameter that is set begins its average anew
         engine.set(tensor, _stored(file, tensor, engine.get(tensor)))
@@ -297,6 +307,8 @@ def _restore(header: _Header, file: Any) -> Network:
         state.best_parameters = {
             name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
         }
+    for tensor in set(of_trainer) & stored:
+        setattr(state, tensor.removeprefix(_TRAINER), _stored(file, tensor, of_trainer[tensor]))
     estimator._adopt(engine, state)
     if kind_of_scale:
         check_choice("scale", kind_of_scale, kind._scales)
@@ -311,6 +323,11 @@ def _restore(header: _Header, file: Any) -> Network:
             raise ValueError("its feature names do not fit the model")
         estimator.feature_names_in_ = np.asarray(feature_names, dtype=object)
     return estimator
+
+
+def _trainer_arrays(n_latents: int) -> dict[str, NDArray[np.float64]]:
+    """What :meth:`fastsae.trainer_state.TrainerState.arrays` may hold of a sparse code."""
+    return {_TRAINER + "fired": np.empty(n_latents + 1), _TRAINER + "frequency": np.empty(n_latents)}
 
 
 def _restore_around(autoencoder: Network, header: _Header, file: Any) -> AnomalyDetector:

@@ -407,6 +407,12 @@ class TrainingConfig:
     scale : {"zscore", "minmax", "mean_norm", "mean_square_norm", "row_norm", "layer_norm"} or None
         What is done to X before the model sees it; see :mod:`fastsae.scaling`. The last two are for models of
         activations: layered estimators refuse them, because a code alone does not tell how to undo them.
+    max_steps : int or None
+        Optimiser steps after which training ends, in the place of `max_epochs`.
+    log_every : int or None
+        Steps between two entries of the step history; None has none.
+    resample_every : int or None
+        Steps after which dead latents are given another start; see :mod:`fastsae.resampling`. None never does it.
     """
 
     solver: str = "adam"
@@ -419,6 +425,9 @@ class TrainingConfig:
     tol: float = 1e-4
     init: str = "cs294a"
     scale: str | None = None
+    max_steps: int | None = None
+    log_every: int | None = None
+    resample_every: int | None = None
 
     def validate(self) -> None:
         """Raise ValueError, naming the option, if one is out of range."""
@@ -434,3 +443,6 @@ class TrainingConfig:
         check_choice("init", self.init, INITIALIZERS)
         if self.scale is not None:
             check_choice("scale", self.scale, SCALES)
+        for name in ("max_steps", "log_every", "resample_every"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)

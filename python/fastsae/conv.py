@@ -23,7 +23,8 @@ from fastsae.config import (
     TrainingConfig,
 )
 from fastsae.engine import Engine
-from fastsae.trainer import Callback, TrainerState
+from fastsae.trainer import Callback
+from fastsae.trainer_state import TrainerState
 
 
 class ConvAutoencoder(Autoencoder):
@@ -196,7 +197,7 @@ beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_fina
     @property
     def code_shape_(self) -> tuple[int, ...]:
         """Shape of a row's code."""
-        shape = self._fitted_engine("code_shape_").config.shapes[self._code_layer]
+        shape: tuple[int, ...] = self._fitted_engine("code_shape_").config.shapes[self._code_layer]
         return shape if self._n_convolutions == self._code_layer else shape[:1]
 
     @property
@@ -225,7 +226,7 @@ beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_fina
 
     @property
     def _code_layer(self) -> int:
-        return self._engine.config.code_layer
+        return int(self._engine.config.code_layer)
 
     @property
     def _n_convolutions(self) -> int:
@@ -233,7 +234,7 @@ beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_fina
 
     def _filters(self, attribute: str, number: int) -> Array:
         engine = self._fitted_engine(attribute)
-        kernel = engine.config.layers[number - 1].kernel  # type: ignore[attr-defined]
+        kernel = engine.config.layers[number - 1].kernel
         weight = engine.get(f"W{number}")
         return np.ascontiguousarray(weight.reshape(len(weight), kernel, kernel, -1).transpose(0, 3, 1, 2))
 

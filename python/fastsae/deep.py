@@ -277,7 +277,7 @@ class DeepAutoencoder(Autoencoder):
             name = f"W{number}"
             mirrored = name not in config.parameter_shapes
             weight = self._engine.get(self._mirror(name)).T if mirrored else self._engine.get(name)
-            layers.append(Dense(weight, self._engine.get(f"b{number}"), layer.activation))  # type: ignore[attr-defined]
+            layers.append(Dense(weight, self._engine.get(f"b{number}"), layer.activation))
         return layers[: config.code_layer], layers[config.code_layer :]
 
     @property
@@ -457,10 +457,10 @@ def _pair(name: str, layer: Any) -> tuple[LayerConfig, LayerConfig]:
         raise ValueError(f"{name}: expected a fitted autoencoder, got {type(layer).__name__}")
     if layer._scaler is not None:
         raise ValueError(f"{name}: expected scale=None, got {layer._scaler.kind!r}; scale X itself")
-    layers = layer._engine.config.layers
+    layers: Any = getattr(layer._engine.config, "layers", ())
     if len(layers) != 2 or not all(isinstance(one, LayerConfig) for one in layers):
         raise ValueError(f"{name}: expected one hidden layer, got {len(layers) - 1}")
-    return layers  # type: ignore[return-value]
+    return layers[0], layers[1]
 
 
 def _is_history(value: Any) -> bool:

@@ -34,6 +34,9 @@ from fastsae.cuda import cuda_blas
 from fastsae.process import check_device
 from fastsae.sparse_code import SparseCodeConfig
 
+#: What a model may be made from.
+ModelConfig = Config | SparseCodeConfig
+
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
 
@@ -61,11 +64,11 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: Config | SparseCodeConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: ModelConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
-        self.config = config
+        self.config: Any = config
         self.device = device
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):

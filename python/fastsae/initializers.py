@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsae.checks import check_choice
 from fastsae.config import INITIALIZERS, Config
+from fastsae.median import geometric_median
+
+if TYPE_CHECKING:
+    from fastsae.sparse_code import SparseCodeConfig
+
+CENTERS = ("zeros", "mean", "geometric_median")
+#: Rows that the center of a sparse code's input is taken from, at most.
+MOST_ROWS = 8192
 
 
 def initialize(config: Config, init: str, random: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -36,3 +45,69 @@ def initialize(config: Config, init: str, random: np.random.Generator) -> dict[s
             limit = math.sqrt(6 / (sum(shape) + (init == "cs294a")))
             parameters[name] = random.uniform(-limit, limit, shape)
     return parameters
+
+
+def initialize_code(
+    config: SparseCodeConfig,
+    random: np.random.Generator,
+    *,
+    decoder_norm: float = 1.0,
+    encoder_norm: float | None = None,
+    input_center: NDArray[np.float64] | None = None,
+    output_center: NDArray[np.float64] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """First parameters of a sparse code by name, in its dtype.
+
+    Each latent writes in a random direction, uniform on the sphere. An autoencoder is tied: a latent reads in the
+    direction in which it writes. A transcoder's latents read in directions of their own.
+
+    Parameters
+    ----------
+    config : SparseCodeConfig
+        The model.
+    random : numpy.random.Generator
+        Source of the directions.
+    decoder_norm : float
+        Norm of the rows of W_dec, >= 0.
+    encoder_norm : float or None
+        Norm of the rows of W_enc, > 0. None takes that of the decoder, or 1 where that is 0.
+    input_center : array, shape (n_features,), optional
+        Where z is to be 0 if the encoder does not subtract ``b_dec``: its biases become ``-W_enc input_center``.
+    output_center : array, shape (n_outputs,), optional
+        ``b_dec``; 0 by default.
+    """
+    shapes = config.parameter_shapes
+    reading = _directions(shapes["W_enc"], config.dtype, random)
+    writing = _directions(shapes["W_dec"], config.dtype, random) if config.transcoder else reading
+    length = encoder_norm or decoder_norm or 1.0
+    W_enc = reading if length == 1 else reading * np.asarray(length, config.dtype)
+    parameters = {
+        name: np.zeros(shape, config.dtype) for name, shape in shapes.items() if name not in ("W_enc", "W_dec")
+    }
+    parameters["W_enc"] = W_enc
+    tied = writing is reading and decoder_norm == length
+    parameters["W_dec"] = W_enc if tied else writing * np.asarray(decoder_norm, config.dtype)
+    if output_center is not None:
+        parameters["b_dec"][:] = output_center
+    if input_center is not None and not config.pre_bias:
+        for name in {"b_enc", "b_gate", "b_mag"} & set(shapes):
+            parameters[name][:] = -(W_enc @ input_center.astype(config.dtype))
+    if "threshold" in parameters:
+        parameters["threshold"][:] = config.initial_threshold
+    return parameters
+
+
+def center_of(kind: str, X: NDArray[Any], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """The center of rows, shape (n_features,): zeros, their mean, or their geometric median."""
+    check_choice("bias_init", kind, CENTERS)
+    if kind == "geometric_median":
+        return geometric_median(X, weights)
+    mean: NDArray[np.float64] = np.average(np.asarray(X, np.float64), axis=0, weights=weights)
+    return mean if kind == "mean" else np.zeros(X.shape[1])
+
+
+def _directions(shape: tuple[int, ...], dtype: str, random: np.random.Generator) -> NDArray[Any]:
+    """Rows of norm 1, uniform on the sphere."""
+    rows: NDArray[Any] = random.standard_normal(shape, dtype=np.dtype(dtype).type)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows

@@ -70,6 +70,40 @@ def live_units(H: ArrayLike, *, rtol: float = 0.1) -> NDArray[np.bool_]:
     return live
 
 
+def frequency_histogram(
+    frequency: ArrayLike, bins: int = 50, *, floor: float = 1e-10
+) -> tuple[NDArray[np.int64], Array]:
+    """How often latents fire, on a logarithmic scale: the histogram of ``log10(frequency)``.
+
+    Parameters
+    ----------
+    frequency : array, shape (n_latents,)
+        Share of the rows in which each latent fires, in [0, 1], such as ``latent_frequency_``.
+    bins : int
+        Bins of equal width from ``log10(floor)`` to 0.
+    floor : float
+        What a lower frequency counts as, in (0, 1): latents that never fire are in the first bin.
+
+    Returns
+    -------
+    counts : array of int64, shape (bins,)
+    edges : array of float64, shape (bins + 1,)
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    check_integer("bins", bins, 1)
+    check_real("floor", floor, 0.0, 1.0, "()")
+    shares = np.asarray(frequency, np.float64)
+    if shares.ndim != 1 or not shares.size or not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"frequency: expected a 1-D array of numbers in [0, 1], got shape {shares.shape}")
+    logarithms = np.log10(np.maximum(shares, floor))
+    counts, edges = np.histogram(logarithms, bins=int(bins), range=(float(np.log10(floor)), 0.0))
+    return counts.astype(np.int64), edges
+
+
 def gabor_r2(filters: ArrayLike, patch_shape: tuple[int, int]) -> Array:
     r"""How well a two-dimensional Gabor function describes each filter.
 

@@ -69,7 +69,7 @@ def train_part(
 def first_layers(engine: Engine, count: int) -> Engine:
     """The encoder of a model's first `count` layers, which are dense, with copies of their parameters."""
     config = engine.config
-    layers = [LayerConfig(layer.units, layer.activation) for layer in config.layers[:count]]  # type: ignore[attr-defined]
+    layers = [LayerConfig(layer.units, layer.activation) for layer in config.layers[:count]]
     encoder = Config(
         config.n_features,
         tuple(layers),

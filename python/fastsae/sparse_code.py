@@ -44,6 +44,7 @@ PENALISED = {
 #: Prefixes that one code may have.
 MOST_PREFIXES = 16
 
+
 @dataclasses.dataclass(frozen=True)
 class SparseCodeConfig(OptimizerConfig):
     """A sparse autoencoder or transcoder of one wide layer, and its optimiser.
@@ -195,6 +196,12 @@ class SparseCodeConfig(OptimizerConfig):
     def selects(self) -> bool:
         """Whether the largest of z are kept."""
         return self.activation in SELECTIONS
+
+    @property
+    def multiplications(self) -> int:
+        """Multiply-adds of one row's forward pass."""
+        active = math.ceil(self.k) if self.selects else self.n_latents
+        return self.n_latents * self.n_features + active * self.output_width
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -244,7 +244,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
             raise ValueError(f"y: expected at least 2 classes, got {len(classes)} class")
         if self.autoencoder is not None and not isinstance(self.autoencoder, Autoencoder):
             raise ValueError(f"autoencoder: expected an autoencoder or None, got {type(self.autoencoder).__name__}")
-        if self.autoencoder is not None and (self.autoencoder.scale is not None or self.autoencoder._scaler):
+        if self.autoencoder is not None and (self.autoencoder._kind_of_scale() is not None or self.autoencoder._scaler):
             raise ValueError("autoencoder: expected one with scale=None; give scale to the classifier, for both")
         fitted = _is_fitted(self.autoencoder)
         if fitted and self.scale is not None:
@@ -341,7 +341,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         config = self.autoencoder_._engine.config if fitted else self.autoencoder_._config(n_features)
         if config.n_features != n_features:
             raise ValueError(f"autoencoder: it was fitted on {config.n_features} features, got {n_features}")
-        encoder = config.layers[: config.code_layer]
+        encoder: Any = config.layers[: config.code_layer] if isinstance(config, Config) else ()
         if not encoder or not all(isinstance(layer, LayerConfig) for layer in encoder):
             raise ValueError("autoencoder: expected an encoder of dense layers")
         return (*(LayerConfig(layer.units, layer.activation) for layer in encoder), head)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,105 +14,30 @@ from tqdm.auto import tqdm
 
 from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
-from fastsae.checks import check_integer
 from fastsae.config import Config, TrainingConfig
-from fastsae.engine import Engine
+from fastsae.engine import Engine, ModelConfig
 from fastsae.optimizer import AVERAGING
+from fastsae.resampling import dead_latents, resample
 from fastsae.scaling import Scaler, check_output
 from fastsae.schedules import check_solver, steps_of
+from fastsae.sparse_code import SparseCodeConfig
 from fastsae.stores import ArrayStore
+from fastsae.trainer_state import COSTS, MONITOR, TrainerState, add
 
 Weights = NDArray[np.float64] | None
-#: Called after each epoch with that epoch's history; True stops the training.
+#: Called after each epoch with that epoch's history, and with each entry of the step history; True stops the training.
 Callback = Callable[[dict[str, float]], bool | None]
 #: Makes a progress bar from its total and its unit.
 Progress = Callable[[int, str], Any]
 
-_COST_PARTS = ("loss", "reconstruction", "penalty", "decay")
-_SUMS = ("reconstruction", "penalty", "decay", "gradient_norm", "weight")
+_COST_PARTS = ("loss", "reconstruction", "penalty", "decay", "gradient_norm")
+_SPARSE_PARTS = (
+    *("loss", "reconstruction", "sparsity", "auxiliary", "gradient_norm"),
+    *("l0", "fvu", "explained_variance", "dead_share"),
+)
 _PIECE_FLOPS = 5e9  # of work between two updates of the progress bar: about 0.1 s of one processor
 _MOST_BATCHES_PER_PIECE = 1024
 _LBFGS_MEMORY = 20
-
-
-@dataclasses.dataclass
-class TrainerState:
-    """All that training continues from, beside what the engine holds.
-
-    Attributes
-    ----------
-    seed : int
-        Source of every epoch's row order and noise, and of the validation split.
-    epoch : int
-        Epochs finished.
-    n_rows : int
-        Rows that the training began with and that `resume` needs; 0 if it needs no certain number.
-    rows_done : int
-        Rows used of the epoch that has begun.
-    sums, piece_sums : dict
-        Cost sums over those rows: of the pieces before the last one, and of the last one, which may not be complete.
-        A sum of rounded numbers depends on their grouping; this one is the same however training was interrupted.
-    history : dict of list
-        One entry per finished epoch.
-    best_loss, epochs_since_best, best_parameters
-        Of early stopping.
-    finished : bool
-        Early stopping or a callback ended the training.
-    """
-
-    seed: int
-    epoch: int = 0
-    n_rows: int = 0
-    rows_done: int = 0
-    sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
-    piece_sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
-    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    best_loss: float = math.inf
-    epochs_since_best: int = 0
-    finished: bool = False
-    best_parameters: dict[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
-
-    def start_pass(self, n_rows: int) -> None:
-        """Begin one pass over other rows: an unfinished epoch and early stopping are forgotten."""
-        fresh = TrainerState(self.seed, self.epoch, n_rows, history=self.history)
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(fresh, field.name))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without `best_parameters`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["best_parameters"]
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainerState:
-        """The inverse of `to_dict`; ValueError on anything that cannot be a state."""
-        try:
-            state = cls(**values)
-        except TypeError as error:
-            raise ValueError(f"trainer state: {error}") from None
-        for name in ("seed", "epoch", "n_rows", "rows_done", "epochs_since_best"):
-            check_integer(f"trainer state: {name}", getattr(state, name), 0)
-        for name in ("sums", "piece_sums"):
-            sums = getattr(state, name)
-            if not isinstance(sums, dict) or set(sums) != set(_SUMS) or not all(map(_is_number, sums.values())):
-                raise ValueError(f"trainer state: {name}: expected the numbers {', '.join(_SUMS)}")
-        if state.rows_done > state.n_rows:
-            raise ValueError("trainer state: rows_done: expected at most n_rows")
-        if not _is_number(state.best_loss) or not isinstance(state.finished, bool):
-            raise ValueError("trainer state: best_loss or finished is damaged")
-        if state.best_parameters != {}:
-            raise ValueError("trainer state: best_parameters are tensors of their own")
-        lists = state.history.values() if isinstance(state.history, dict) else [None]
-        if not all(isinstance(entry, list) and all(map(_is_number, entry)) for entry in lists):
-            raise ValueError("trainer state: history: expected lists of numbers")
-        if any(len(entry) > state.epoch for entry in state.history.values()):
-            raise ValueError("trainer state: history: expected at most one entry for each epoch")
-        return state
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Trainer:
@@ -126,7 +52,8 @@ class Trainer:
     callback : callable, optional
         See :data:`Callback`.
     save : callable, optional
-        Writes a checkpoint; called every `save_every` epochs and when training ends, however it ends.
+        Writes a checkpoint; called every `save_every` epochs, every `save_steps` steps, and when training ends, however
+        it ends.
     verbose : bool
         Show a progress bar if training takes more than a second and stderr is a terminal.
     progress : callable, optional
@@ -142,6 +69,7 @@ class Trainer:
         callback: Callback | None = None,
         save: Callable[[], None] | None = None,
         save_every: int = 1,
+        save_steps: int | None = None,
         verbose: bool = True,
         progress: Progress | None = None,
     ) -> None:
@@ -151,20 +79,30 @@ class Trainer:
         self._callback = callback
         self._save = save
         self._save_every = save_every
+        self._save_steps = save_steps
         self._verbose = verbose
         self._bar = progress
         self._targets: NDArray[Any] | None = None
-        # Rows and sums when the piece in work began; None between pieces.
-        self._began: tuple[int, dict[str, float]] | None = None
+        self._is_sparse = isinstance(engine.config, SparseCodeConfig)
+        self._parts = _SPARSE_PARTS if self._is_sparse else _COST_PARTS
+        # Rows, sums and fired rows when the piece in work began; None between pieces.
+        self._began: tuple[int, dict[str, float], NDArray[np.float64] | None] | None = None
+        self._resampled: dict[str, NDArray[Any]] = {}  # tensors that resampling is about to set
+        self._saved = 0  # steps
+        self._clock = time.perf_counter()  # of the last entry of the step history
+        self._rows_since = 0
 
     def run(self, store: ArrayStore, weights: Weights, until_epoch: int, targets: NDArray[Any] | None = None) -> None:
         """Train until `until_epoch` epochs are finished, or early stopping or the callback ends it.
 
+        ``TrainingConfig.max_steps`` takes the place of `until_epoch`.
         `targets` [n_rows x n_outputs] is what the output should be, if not the row itself.
         """
         self.engine.noise_seed = self.state.seed
         self._targets = targets
         train, held_out = self._split(len(store))
+        if self.training.max_steps is not None:
+            until_epoch = math.ceil(self.training.max_steps / steps_of(len(train), self.training.batch_size, 1))
         if until_epoch - self.state.epoch > 1:
             store.hold()
         validation = None if held_out is None else _Examples(store.rows(held_out), *self._of(weights, held_out))
@@ -192,21 +130,45 @@ class Trainer:
         state = self.state
         batch_size = min(self.training.batch_size or len(train), len(train))
         n_batches = steps_of(len(train), batch_size, 1)
+        n_steps = n_batches * until_epoch if self.training.max_steps is None else self.training.max_steps
         if self.engine.config.lr_total_steps is None:
-            self.engine.total_steps = max(1, n_batches * until_epoch)
-        per_piece = _batches_per_piece(self.engine.config, batch_size)
+            self.engine.total_steps = max(1, n_steps)
         if state.rows_done % batch_size and state.rows_done != len(train):
             raise ValueError(f"batch_size: {batch_size} does not divide the {state.rows_done} rows done before")
-        with self._progress(n_batches * until_epoch, "step") as bar:
+        with self._progress(n_steps, "step") as bar:
             bar.update(n_batches * state.epoch + state.rows_done // batch_size)
             while state.epoch < until_epoch and not state.finished:
                 order = self._order(train)
-                for piece in _pieces(len(order), batch_size, state.rows_done, per_piece):
-                    if piece.start % (per_piece * batch_size) == 0:
-                        state.sums, state.piece_sums = self._sums(), dict.fromkeys(_SUMS, 0.0)
-                    self._train_piece(store, order[piece], batch_size, weights)
-                    bar.update(math.ceil((piece.stop - piece.start) / batch_size))
-                self._end_epoch(self._mean_costs(), validation, bar)
+                self._after_steps(store, weights, order, batch_size, bar)  # what an interrupt left undone
+                while state.rows_done < len(order) and not state.finished:
+                    first = state.rows_done
+                    last = min(len(order), self._begin_piece(first // batch_size, batch_size) * batch_size)
+                    if last <= first:
+                        return  # max_steps
+                    self._train_piece(store, order[first:last], batch_size, weights)
+                    bar.update(math.ceil((last - first) / batch_size))
+                    self._after_steps(store, weights, order, batch_size, bar)
+                if state.rows_done == len(order):
+                    self._end_epoch(self._mean_costs(state.sums), validation, bar)
+
+    def _begin_piece(self, batch: int, batch_size: int) -> int:
+        """Number of the batch of this epoch before which the piece from `batch` on ends; see `TrainerState.sums`.
+
+        A piece ends where something is to be done after its steps. One that was interrupted is finished batch by batch.
+        """
+        per_piece = _batches_per_piece(self.engine.config, batch_size)
+        before = self.engine.steps - batch  # of the epoch
+        cuts = [(batch, per_piece), *((self.engine.steps, every) for every in self._intervals())]
+        end = batch + 1
+        if any(done % every == 0 for done, every in cuts):
+            self.state.fold()
+            end = min(batch + every - done % every for done, every in cuts)
+        return end if self.training.max_steps is None else min(end, self.training.max_steps - before)
+
+    def _intervals(self) -> list[int]:
+        """Numbers of steps after which something is done."""
+        every = (self.training.log_every, self.training.resample_every, self._save_steps if self._save else None)
+        return [steps for steps in every if steps is not None]
 
     def _train_piece(self, store: ArrayStore, order: NDArray[np.int64], batch_size: int, weights: Weights) -> None:
         chunk, chunk_order = store.piece(order)
@@ -215,7 +177,7 @@ class Trainer:
         self.engine.epoch = self.state.epoch
         self.engine.reset_metrics()
         self._average(False)
-        self._began = self.state.rows_done, self.state.piece_sums
+        self._began = self.state.rows_done, self.state.piece_sums, self.state.fired
         self.engine.run_epoch(chunk, chunk_order, batch_size, chunk_weights, targets=targets, numbers=numbers)
         self._settle()
 
@@ -223,32 +185,93 @@ class Trainer:
         """Count the steps of the piece in work: an interrupt, wherever it came, loses nothing of what was done."""
         state = self.state
         if self._began is not None:
-            rows, sums = self._began
-            counted = self.engine.metric_sums()
-            rows += int(counted["rows"])
-            sums = {name: sums[name] + counted[name] for name in _SUMS}
-            self._began, state.rows_done, state.piece_sums = None, rows, sums
+            rows, sums, fired = self._began
+            metrics = self.engine.metric_sums()
+            rows += int(metrics["rows"])
+            counted = {name: metrics[name] for name in COSTS}
+            if self._is_sparse:
+                counted |= zip(MONITOR, map(float, self.engine.get("monitor")), strict=True)
+                fired = np.append(self.engine.get("fired_rows"), metrics["rows"]) + (0.0 if fired is None else fired)
+            self._rows_since += rows - self._began[0]
+            self._began, state.rows_done, state.piece_sums, state.fired = None, rows, add(counted, sums), fired
         for entries in state.history.values():
             del entries[state.epoch :]
+        if self._resampled:
+            for name, value in self._resampled.items():
+                self.engine.set(name, value)
+            self._resampled, state.resampled = {}, self.engine.steps
 
     def _average(self, wanted: bool) -> None:
         """What an averaging optimiser has learned is what is looked at and kept; its steps need what it was."""
         if self.engine.config.optimizer in AVERAGING:
             self.engine.averaged = wanted
 
-    def _sums(self) -> dict[str, float]:
-        return {name: self.state.sums[name] + self.state.piece_sums[name] for name in _SUMS}
-
     def _order(self, train: NDArray[np.int64]) -> NDArray[np.int64]:
         if not self.training.shuffle:
             return train
         return np.random.default_rng([self.state.seed, 1, self.state.epoch]).permutation(train)
 
-    def _mean_costs(self) -> dict[str, float]:
-        sums = self._sums()
-        weight = sums["weight"] or math.nan
-        means = {name: sums[name] / weight for name in _SUMS if name != "weight"}
-        return {"loss": means["reconstruction"] + means["penalty"] + means["decay"], **means}
+    def _mean_costs(self, before: Mapping[str, float]) -> dict[str, float]:
+        """The means that these sums and those of the last piece make."""
+        sums = add(before, self.state.piece_sums)
+        weight = sums.get("weight") or math.nan
+        means = {name: sums.get(name, math.nan) / weight for name in COSTS if name != "weight"}
+        costs = {"loss": means["reconstruction"] + means["penalty"] + means["decay"], **means}
+        return costs | (self._measures(sums) if self._is_sparse else {})
+
+    def _measures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What is said of a sparse code: see :class:`fastsae.dictionaries.Dictionary`."""
+        rows, weight = (sums.get(name) or math.nan for name in ("rows", "weight"))
+        variance = sums.get("variance") or math.nan
+        fvu = sums.get("squared_error", math.nan) / variance
+        return {
+            "sparsity": sums.get("sparsity", math.nan) / weight,
+            "auxiliary": sums.get("auxiliary", math.nan) / weight,
+            "l0": sums.get("active", math.nan) / rows,
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "dead_share": float(dead_latents(self.engine).mean()),
+        }
+
+    # Between steps
+
+    def _after_steps(
+        self, store: ArrayStore, weights: Weights, order: NDArray[np.int64], batch_size: int, bar: Any
+    ) -> None:
+        """What is due now: an entry of the step history, resampling, a checkpoint."""
+        state, training, steps = self.state, self.training, self.engine.steps
+        if _is_due(training.log_every, steps, state.logged):
+            self._log(bar)
+        if _is_due(training.resample_every, steps, state.resampled):
+            batch = order[(state.rows_done - 1) // batch_size * batch_size : state.rows_done]
+            if len(batch):
+                random = np.random.default_rng([state.seed, 5, steps])
+                self._resampled = resample(self.engine, store.rows(batch), random)
+            self._settle()  # an interrupt finds all of it done or nothing
+            state.resampled = steps
+        if self._save is not None and _is_due(self._save_steps, steps, self._saved):
+            self._average(True)
+            self._save()
+            self._saved = steps
+
+    def _log(self, bar: Any) -> None:
+        state = self.state
+        costs = self._mean_costs(state.window)
+        entry = {"step": float(self.engine.steps), **{name: costs[name] for name in self._parts}}
+        entry["rows_per_second"] = self._rows_since / max(time.perf_counter() - self._clock, 1e-9)
+        history = {name: [*state.step_history.get(name, ()), value] for name, value in entry.items()}
+        sums = add(state.sums, state.piece_sums)
+        after = {"step_history": history, "logged": self.engine.steps, "window": {}, "sums": sums, "piece_sums": {}}
+        state.__dict__.update(**after, **self._frequency())
+        self._clock, self._rows_since = time.perf_counter(), 0
+        bar.set_postfix({name: f"{entry[name]:.4g}" for name in ("loss", "l0", "fvu") if name in entry}, refresh=False)
+        if self._callback is not None and self._callback(entry):
+            state.finished = True
+
+    def _frequency(self) -> dict[str, NDArray[np.float64] | None]:
+        """How often latents fired since this was asked last; from now on it is counted anew."""
+        fired = self.state.fired
+        return {} if fired is None else {"frequency": fired[:-1] / fired[-1], "fired": None}
 
     # Full batch
 
@@ -317,9 +340,10 @@ class Trainer:
 
     def _end_epoch(self, costs: Mapping[str, float], validation: _Examples | None, bar: Any) -> None:
         state = self.state
-        self._average(True)
-        entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in _COST_PARTS}}
-        entry["gradient_norm"] = costs["gradient_norm"]
+        saves = self._save is not None and (state.epoch + 1) % self._save_every == 0
+        if validation is not None or self.training.early_stopping or self._callback is not None or saves:
+            self._average(True)  # somebody looks
+        entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in self._parts}}
         if validation is not None:
             rows, weights, targets, numbers = validation
             held_out = self.engine.evaluate(rows, weights, targets=targets, numbers=numbers)
@@ -328,7 +352,9 @@ class Trainer:
         watched = entry.get("validation_loss", entry["loss"])
         bar.set_postfix(loss=f"{watched:.5g}", refresh=False)
         after = dataclasses.replace(state, epoch=state.epoch + 1, rows_done=0)
-        after.sums, after.piece_sums = dict.fromkeys(_SUMS, 0.0), dict.fromkeys(_SUMS, 0.0)
+        after.sums, after.piece_sums, after.window = {}, {}, add(state.window, state.piece_sums)
+        if self._is_sparse and self.training.log_every is None:
+            after.__dict__.update(**self._frequency())
         if self.training.early_stopping:
             self._watch(watched, after)
         for name, value in entry.items():
@@ -337,7 +363,7 @@ class Trainer:
         state.__dict__.update(after.__dict__)
         if self._callback is not None and self._callback(entry):
             state.finished = True
-        if self._save is not None and state.epoch % self._save_every == 0:
+        if self._save is not None and saves:
             self._save()
 
     def _watch(self, loss: float, state: TrainerState) -> None:
@@ -412,21 +438,17 @@ def _held_out_rows(n_rows: int, fraction: float) -> int:
     return count
 
 
-def _batches_per_piece(config: Config, batch_size: int) -> int:
+def _is_due(every: int | None, steps: int, last: int) -> bool:
+    """Whether what is done every so many steps is to be done now, and was not at `last` steps."""
+    return every is not None and steps > last and steps % every == 0
+
+
+def _batches_per_piece(config: ModelConfig, batch_size: int) -> int:
     return max(1, min(_MOST_BATCHES_PER_PIECE, int(_PIECE_FLOPS / (6 * batch_size * config.multiplications))))
 
 
-def _pieces(n_rows: int, batch_size: int, first: int, per_piece: int) -> Iterator[slice]:
-    """Slices of `per_piece` batches; one that was interrupted is finished batch by batch, see `TrainerState`."""
-    while first < n_rows:
-        count = 1 if first % (per_piece * batch_size) else per_piece
-        last = min(n_rows, first + count * batch_size)
-        yield slice(first, last)
-        first = last
-
-
 def check_combination(
-    config: Config,
+    config: ModelConfig,
     training: TrainingConfig,
     X: Any,
     targets: NDArray[Any] | None = None,
@@ -439,6 +461,26 @@ def check_combination(
     What a tensor on a device holds is left to :func:`check_values`.
     """
     _held_out_rows(X.shape[0], training.validation_fraction)
+    check_solver(config, training, one_pass=one_pass)
+    if isinstance(config, Config):
+        _check_layered(config, training, X, targets, scaler, one_pass)
+    if training.resample_every is not None:
+        relu = isinstance(config, SparseCodeConfig) and config.activation == "relu" and not config.transcoder
+        if not relu or config.optimizer in AVERAGING:
+            raise ValueError(
+                "resample_every: resampling is that of an autoencoder with activation='relu' and an optimiser that "
+                f"does not average, got {training.resample_every}"
+            )
+
+
+def _check_layered(
+    config: Config,
+    training: TrainingConfig,
+    X: Any,
+    targets: NDArray[Any] | None,
+    scaler: Scaler | None,
+    one_pass: bool,
+) -> None:
     name, goal = ("X", X) if targets is None else ("targets", targets)
     if targets is None:
         check_output(config, scaler)
@@ -447,7 +489,6 @@ def check_combination(
     if isinstance(goal, np.ndarray) and config.loss == "cross_entropy" and (goal.min() < 0 or goal.max() > 1):
         low, high = goal.min(), goal.max()
         raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], got them from {low:g} to {high:g}")
-    check_solver(config, training, one_pass=one_pass)
     lbfgs = training.solver == "lbfgs"
     if one_pass and lbfgs:
         raise ValueError("solver='lbfgs' needs all rows at once; partial_fit takes a mini-batch solver")
@@ -478,7 +519,7 @@ def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: boo
     row = engine.first_row_outside(rows)
     if row is not None:
         raise ValueError(f"{name}: row {row} contains NaN, infinity or a number too large for {engine.config.dtype}")
-    if as_target and engine.config.loss == "cross_entropy":
+    if as_target and getattr(engine.config, "loss", None) == "cross_entropy":
         row = engine.first_row_outside(rows, 0.0, 1.0)
         if row is not None:
             raise ValueError(f"{name}: loss='cross_entropy' needs numbers in [0, 1], and row {row} has others")

@@ -124,10 +124,10 @@ void a_bad_row_stops_the_steps_after_it() {
 }
 
 // An encoder and its selection, of more rows and latents than a tile has, against the whole product sorted.
-void selects_from_an_encoder(bool biased) {
+void selects_from_an_encoder(bool biased, bool scaled) {
   constexpr std::int64_t rows = 150, width = 19, latents = 2500, k = 7;
   std::vector<double> x = numbers(rows * width, 3), weight = numbers(latents * width, 4),
-                      bias = numbers(latents, 5);
+                      bias = numbers(latents, 5), scale = numbers(latents, 6);
   std::vector<double> scores(rows * latents), values(rows * k);
   std::vector<std::int32_t> indices(rows * k);
   for (double& value : weight) value -= 0.5;
@@ -136,6 +136,7 @@ void selects_from_an_encoder(bool biased) {
   selection.x = {x.data(), rows, width, width, DType::f64};
   selection.weight = {weight.data(), latents, width, width, DType::f64};
   if (biased) selection.bias = {bias.data(), 1, latents, latents, DType::f64};
+  if (scaled) selection.scale = {scale.data(), 1, latents, latents, DType::f64};
   selection.values = {values.data(), rows, k, k, DType::f64};
   selection.indices = {indices.data(), rows, k, k, DType::i32};
   device->encode_select(selection);
@@ -148,13 +149,14 @@ void selects_from_an_encoder(bool biased) {
     for (std::int64_t col = 0; col < latents; ++col) {
       columns[col] = col;
       if (biased) own[col] += bias[col];
+      if (scaled) own[col] *= scale[col];
     }
     std::stable_sort(columns.begin(), columns.end(), [&](auto a, auto b) { return own[a] > own[b]; });
     for (std::int64_t i = 0; i < k; ++i) {
       same = same && indices[row * k + i] == columns[i] && values[row * k + i] == own[columns[i]];
     }
   }
-  check(same, text("selection from an encoder ", biased ? "with" : "without", " bias"));
+  check(same, text("selection from an encoder, biased ", biased, ", scaled ", scaled));
 }
 
 bool same_bits(const Engine& a, const Engine& b) {
@@ -257,8 +259,9 @@ int main() {
                         {"sigmoid", "kl", "tanh", "squared_error", "sign_sgd", true, true}};
   for (const Case& c : cases) trains_as_the_cpu(c);
   a_bad_row_stops_the_steps_after_it();
-  selects_from_an_encoder(true);
-  selects_from_an_encoder(false);
+  selects_from_an_encoder(true, false);
+  selects_from_an_encoder(false, true);
+  selects_from_an_encoder(true, true);
   rows_on_the_device_give_the_same_bits<double>(DType::f64, kFeatures);
   rows_on_the_device_give_the_same_bits<double>(DType::f64, kFeatures + 3);
   rows_on_the_device_give_the_same_bits<float>(DType::f32, kFeatures);

@@ -211,6 +211,34 @@ void threads_give_the_same_bits(Problem<S>& p) {
   check(p.same_bits(whole), p.name + ": threads give the same bits");
 }
 
+// Chunks that have the whole of k, in tiles that lie elsewhere.
+template <class S>
+void tiles_elsewhere_have_the_same_bits(Problem<S>& p) {
+  if (p.product.accumulate) return;
+  const std::vector<S> whole = p.restart();
+  const PanelProduct<S> product(p.product, true);
+  check(product.chunks() == product.col_chunks(), p.name + ": a chunk has whole sums");
+  Packed<S> packed(product);
+  for (std::int64_t chunk = 0; chunk < product.chunks(); ++chunk) {
+    packed.forget();
+    for (std::int64_t piece = 0; piece < product.pieces(chunk); ++piece)
+      product.pack(chunk, piece, packed.data());
+    const cpu::Even rows = cpu::Even::at_most(p.shape.m, 11);
+    const cpu::Even panels = cpu::Even::at_most(product.panels(chunk), 3);
+    for (std::int64_t task = 0; task < rows.parts * panels.parts; ++task) {
+      const Range down = rows[task / panels.parts], across = panels[task % panels.parts];
+      const Range cols = product.cols(chunk, across);
+      const std::int64_t width = cols.end - cols.begin;
+      std::vector<S> tile(static_cast<std::size_t>((down.end - down.begin) * width));
+      product.run_to(chunk, down, across, packed.data(), tile.data(), width);
+      for (std::int64_t row = down.begin; row < down.end; ++row)
+        std::copy_n(tile.data() + (row - down.begin) * width, width,
+                    p.inside(p.after) + row * p.stride + cols.begin);
+    }
+  }
+  check(p.same_bits(whole), p.name + ": tiles elsewhere have the same bits");
+}
+
 // Every height and width of a tile with every rest; inner dimensions around the width of a vector.
 std::vector<Shape3> small_shapes() {
   std::vector<Shape3> shapes{{25, 64, 100}, {64, 25, 100}, {100, 64, 25}, {33, 95, 64}, {7, 200, 77}};
@@ -243,6 +271,7 @@ void large_products() {
       is_right(p);
       pieces_give_the_same_bits(p);
       threads_give_the_same_bits(p);
+      tiles_elsewhere_have_the_same_bits(p);
       const PanelProduct<S> product(p.product);
       columns_are_cut = columns_are_cut || product.col_chunks() > 1;
       inner_is_cut = inner_is_cut || product.chunks() > product.col_chunks();

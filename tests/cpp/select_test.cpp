@@ -108,10 +108,12 @@ struct Shape {
 // Scores are handed over where the backend would make them; the rest of the tile's memory is full of the greatest
 // score there is.
 template <class S>
-void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of, Random& random) {
+void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of, Random& random, bool scaled,
+                             bool by_column) {
   const auto [rows, n, k] = shape;
-  const std::string name = text(of.name, sizeof(S) == 4 ? " f32" : " f64", " rows ", rows, " n ", n, " k ", k,
-                                " tile ", tile.rows, " x ", tile.cols);
+  const std::string name =
+      text(of.name, sizeof(S) == 4 ? " f32" : " f64", " rows ", rows, " n ", n, " k ", k, " tile ", tile.rows,
+           " x ", tile.cols, scaled ? " scaled" : "", by_column ? " by column" : "");
   std::vector<std::vector<S>> all(static_cast<std::size_t>(rows),
                                   std::vector<S>(static_cast<std::size_t>(n)));
   for (auto& row : all) {
@@ -126,7 +128,11 @@ void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of
     view.data = data, view.rows = r, view.cols = c, view.stride = s, view.dtype = type;
     return view;
   };
+  std::vector<S> scale(static_cast<std::size_t>(n));
+  for (S& factor : scale) factor = static_cast<S>(random() % 3) / 2;
   Selection selection;
+  if (scaled) selection.scale = tensor(scale.data(), 1, n, n, dtype);
+  selection.by_column = by_column;
   S nothing = 0;  // no product is made here
   selection.x = tensor(&nothing, rows, 0, 0, dtype);
   selection.weight = tensor(&nothing, n, 0, 0, dtype);
@@ -153,7 +159,9 @@ void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of
       });
   check(tiles == (rows + tile.rows - 1) / tile.rows * ((n + tile.cols - 1) / tile.cols), name + ": tiles");
   for (std::int64_t r = 0; r < rows; ++r) {
-    const std::vector<std::int64_t> wanted = sorted_columns(all[r], k);
+    for (std::int64_t col = 0; scaled && col < n; ++col) all[r][col] *= scale[col];
+    std::vector<std::int64_t> wanted = sorted_columns(all[r], k);
+    if (by_column) std::sort(wanted.begin(), wanted.begin() + k);
     for (std::int64_t i = 0; i < stride; ++i) {
       const S value = values[r * stride + i];
       const std::int32_t index = indices[r * stride + i];
@@ -170,8 +178,9 @@ void selects_as_sorting_does(Shape shape, ScoreTile tile, const Distribution& of
 }
 
 void both(Shape shape, ScoreTile f32_tile, ScoreTile f64_tile, const Distribution& of, Random& random) {
-  selects_as_sorting_does<float>(shape, f32_tile, of, random);
-  selects_as_sorting_does<double>(shape, f64_tile, of, random);
+  const auto kind = random() % 4;
+  selects_as_sorting_does<float>(shape, f32_tile, of, random, kind < 2, kind % 2 == 0);
+  selects_as_sorting_does<double>(shape, f64_tile, of, random, kind >= 2, kind % 2 == 1);
 }
 
 // The first columns must be k at least.

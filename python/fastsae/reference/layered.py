@@ -7,7 +7,6 @@ Layers are numbered 1 ... L. Layer l computes ``z_l = a_{l-1} W_l' + b_l`` and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from fastsae.reference.corruption import corrupt
 from fastsae.reference.layers import LAYERS
 from fastsae.reference.losses import Loss, factor, loss_of
 from fastsae.reference.optimizers import OPTIMIZERS, StepScalars, clip_factor
+from fastsae.reference.parameters import Parameters
 from fastsae.reference.penalties import PENALTIES, KlPenalty
 from fastsae.reference.random import Noise
 from fastsae.reference.variational import GaussianCode
@@ -37,7 +37,7 @@ class _Batch(NamedTuple):
     layers: list[tuple[Array, Array]]  # (z, a) of every layer
 
 
-class Layered:
+class Layered(Parameters):
     """Backpropagation through fully connected layers (CS294A notes, sections 2 and 3).
 
     Parameters
@@ -65,12 +65,12 @@ class Layered:
         Of the noise that a step draws.
     """
 
+    config: Config
+
     def __init__(self, config: Config, dtype: str = "float64") -> None:
         config.validate()
-        self.config = config
-        self.dtype = np.dtype(dtype)
+        super().__init__(config, config.parameter_shapes, dtype)
         self.depth = len(config.layers)
-        self.parameters: dict[str, Array] = {}
         shapes = config.shapes
         self.ops = [
             LAYERS[layer.kind](layer, *shapes[i : i + 2])  # the input's shape and the output's
@@ -78,33 +78,10 @@ class Layered:
         ]
         for number, pool in config.places_of.items():
             self.ops[number - 1].pool = self.ops[pool - 1]  # type: ignore[attr-defined]
-        for name, shape in config.parameter_shapes.items():
-            self.parameters[name] = np.zeros(shape, self.dtype)
-        self.first_moment: dict[str, Array] = {}
-        self.second_moment: dict[str, Array] = {}
-        for name in self.parameters:
-            self._start_moments(name)
         self.rho_hat: dict[int, Array] = {}
         self.steps = 0
         self.total_steps: int | None = None
         self.noise_seed = self.epoch = 0
-
-    def set(self, parameters: Mapping[str, ArrayLike]) -> None:
-        """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
-        for name, value in parameters.items():
-            if name not in self.parameters:
-                raise ValueError(f"parameters: expected one of {', '.join(self.parameters)}, got {name!r}")
-            array = np.array(value, self.dtype)
-            if array.shape != self.parameters[name].shape:
-                raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
-            self.parameters[name] = array
-            if OPTIMIZERS[self.config.optimizer].averages:  # which begin where the parameter is
-                self._start_moments(name)
-
-    def averages(self) -> dict[str, Array]:
-        """What has been learned, by parameter: the parameters themselves unless the optimiser averages them."""
-        optimizer, momentum = OPTIMIZERS[self.config.optimizer], float(self.config.momentum)
-        return {name: optimizer.average(p, self._moments(name), momentum) for name, p in self.parameters.items()}
 
     def forward(self, X: ArrayLike) -> list[tuple[Array, Array]]:
         """``(z_l, a_l)`` of every layer, each [N, units_l]; `X` is [N, d]."""
@@ -204,26 +181,12 @@ class Layered:
             if self.config.rho_hat == "ema" and self._has_kl(number):
                 self.rho_hat[number] = self._moving_mean(number, layers[number - 1][1], share)
         self.steps += 1
-        optimizer = OPTIMIZERS[self.config.optimizer]
         clip = clip_factor(self.config, gradients)
         for name, gradient in gradients.items():
             decay = self._decay(name) if name.startswith("W") else 0.0
             scalars = StepScalars.at(self.config, self.steps, decay, self.total_steps)
-            gradient = clip * gradient
-            p, moments = optimizer.update(self.parameters[name], gradient, self._moments(name), scalars)
-            self.parameters[name] = p
-            self._keep_moments(name, moments)
+            self._update(name, clip * gradient, scalars)
         return parts
-
-    def _moments(self, name: str) -> tuple[Array, ...]:
-        return tuple(state[name] for state in (self.first_moment, self.second_moment) if name in state)
-
-    def _keep_moments(self, name: str, moments: tuple[Array, ...]) -> None:
-        for state, moment in zip((self.first_moment, self.second_moment), moments, strict=False):
-            state[name] = moment
-
-    def _start_moments(self, name: str) -> None:
-        self._keep_moments(name, OPTIMIZERS[self.config.optimizer].first_moments(self.parameters[name]))
 
     def _batch(
         self, X: ArrayLike, sample_weight: ArrayLike | None, targets: ArrayLike | None, numbers: ArrayLike | None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from fastsae.optimizer import OptimizerConfig
-from fastsae.schedules import ENDING
 
 
 def share(config: OptimizerConfig, t: int, total: int | None = None) -> float:
@@ -16,7 +15,7 @@ def share(config: OptimizerConfig, t: int, total: int | None = None) -> float:
     if t <= config.lr_warm_up:
         return t / config.lr_warm_up
     done = t - 1 - config.lr_warm_up
-    if config.lr_schedule in ENDING:
+    if config.lr_schedule in ("cosine", "linear"):
         end = total if config.lr_total_steps is None else config.lr_total_steps
         if end is None:
             raise ValueError(f"total: lr_schedule={config.lr_schedule!r} needs the number of all steps, got None")

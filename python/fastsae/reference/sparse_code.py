@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.reference.activations import Array
-from fastsae.reference.optimizers import OPTIMIZERS, StepScalars, clip_factor
+from fastsae.reference.optimizers import StepScalars, clip_factor
+from fastsae.reference.parameters import Parameters
 from fastsae.reference.sparse_activations import directions, k_at, largest_of_batch, largest_of_rows, row_norms, window
 from fastsae.reference.sparse_losses import (
     Batch,
@@ -28,7 +29,7 @@ from fastsae.reference.sparse_losses import (
 from fastsae.sparse_code import SparseCodeConfig
 
 
-class SparseCode:
+class SparseCode(Parameters):
     """A wide dictionary of which few latents are active, and one step of its training.
 
     Parameters
@@ -60,33 +61,17 @@ class SparseCode:
         Where a cosine schedule ends, unless the config says it.
     """
 
+    config: SparseCodeConfig
+
     def __init__(self, config: SparseCodeConfig, dtype: str = "float64") -> None:
         config.validate()
-        self.config = config
-        self.dtype = np.dtype(dtype)
-        self.parameters: dict[str, Array] = {
-            name: np.zeros(shape, self.dtype) for name, shape in config.parameter_shapes.items()
-        }
-        moments: tuple[dict[str, Array], ...] = ({}, {})
-        for moment in moments[: OPTIMIZERS[config.optimizer].n_moments]:
-            moment.update((name, np.zeros_like(value)) for name, value in self.parameters.items())
-        self.first_moment, self.second_moment = moments
+        super().__init__(config, config.parameter_shapes, dtype)
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
         self.monitor = np.zeros(6)
         self.steps = 0
         self.total_steps: int | None = None
-
-    def set(self, parameters: Mapping[str, ArrayLike]) -> None:
-        """Copy the named arrays into `parameters`; an unknown name or a wrong shape raises ValueError."""
-        for name, value in parameters.items():
-            if name not in self.parameters:
-                raise ValueError(f"parameters: expected one of {', '.join(self.parameters)}, got {name!r}")
-            array = np.array(value, self.dtype)
-            if array.shape != self.parameters[name].shape:
-                raise ValueError(f"{name}: expected shape {self.parameters[name].shape}, got {array.shape}")
-            self.parameters[name] = array
 
     # Inference
 
@@ -168,24 +153,15 @@ class SparseCode:
             along = directions(self.parameters["W_dec"])
             gradient = gradients["W_dec"]
             gradients["W_dec"] = gradient - (gradient * along).sum(axis=1, keepdims=True) * along
-        self._update(gradients)
+        scalars = StepScalars.at(self.config, self.steps, 0.0, self.total_steps)
+        clip = clip_factor(self.config, gradients)
+        for name, gradient in gradients.items():
+            self._update(name, clip * gradient, scalars)
         if unit:
             self.parameters["W_dec"] = directions(self.parameters["W_dec"])
         if "threshold" in self.parameters:
             self.parameters["threshold"] = np.maximum(self.parameters["threshold"], 0.0)
         return parts
-
-    def _update(self, gradients: Mapping[str, Array]) -> None:
-        optimizer = OPTIMIZERS[self.config.optimizer]
-        states = (self.first_moment, self.second_moment)[: optimizer.n_moments]
-        scalars = StepScalars.at(self.config, self.steps, 0.0, self.total_steps)
-        clip = clip_factor(self.config, gradients)
-        for name, gradient in gradients.items():
-            moments = tuple(state[name] for state in states)
-            p, moments = optimizer.update(self.parameters[name], clip * gradient, moments, scalars)
-            self.parameters[name] = p
-            for state, moment in zip(states, moments, strict=True):
-                state[name] = moment
 
     def _track(self, batch: Batch, parts: Mapping[str, float], weight: float) -> None:
         """Who fired, what the monitor adds up, and the smallest code that was kept."""

@@ -166,8 +166,9 @@ def share_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
 
 
 def variance_of(u: Array, values: Array) -> float:
-    """``sum_b u_b |values_b - mean|^2``."""
-    return mean_square(u, values - u @ values)
+    """``sum_b u_b |values_b - mean|^2``; 0 where it is no more than what rounding leaves of equal rows."""
+    variance, rounding = mean_square(u, values - u @ values), (16.0 * float(np.finfo(values.dtype).eps)) ** 2
+    return variance if variance > rounding * mean_square(u, values) else 0.0
 
 
 def mean_square(u: Array, values: Array) -> float:
