@@ -3,7 +3,8 @@
 Each library runs in an interpreter of its own (sae_peers.py), with NumPy files between: code, loss and gradient of one
 batch, then its own training steps, with its own optimiser, clipping and normalisation, whose losses and last weights
 are compared with those of ours. All of it in float64, but for what a library keeps in float32. Where a library is known
-to do something else (DIFFERENCES), that difference must be there, and be what is said of it.
+to do something else (DIFFERENCES), that difference must be there, and be what is said of it. Last, SAELens and sparsify
+read what we save in their layouts, and we read what they save (sae_files.py).
 
     python benchmarks/agree_sae.py --saelens PYTHON --sparsify PYTHON --dictionary-learning PYTHON
         [--output benchmarks/results/agreement-sae.json]
@@ -27,6 +28,9 @@ from typing import Any
 import numpy as np
 from report import report
 from sae_cases import BATCH, CASES, DIFFERENCES, STEPS, Case, D, Found, N, far, problem
+from sae_files import EXCHANGES, write
+from sae_files import compared as files_compared
+from tables import agreement_table
 
 from fastsae import Engine
 from fastsae.reference import SparseCode
@@ -126,6 +130,8 @@ def of_theirs(cases: list[Case], python: str, folder: Path) -> dict[str, str]:
         sizes = {"n_features": D, "n_latents": N, "k": case.config.k, "batch": BATCH, "dtype": "float64"}
         steps = 0 if case.curve is None else STEPS
         job["cases"].append({**told, **sizes, "steps": steps, "weights": weights, "answer": answer})
+    exchanges = [exchange for exchange in EXCHANGES if exchange.library == cases[0].library]
+    job["files"] = [write(exchange, folder / exchange.name) for exchange in exchanges]
     path = folder / "job.json"
     path.write_text(json.dumps(job))
     command = [python, str(HERE / "sae_peers.py"), str(path)]
@@ -173,7 +179,15 @@ def main() -> None:
     pythons["openai"] = next(iter(pythons.values()))
 
     result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "ours": options.ours, "left_out": [], "peers": {}}
-    result |= {"steps": STEPS, "batch": BATCH, "n_features": D, "n_latents": N, "cases": [], "differences": []}
+    result |= {
+        "steps": STEPS,
+        "batch": BATCH,
+        "n_features": D,
+        "n_latents": N,
+        "cases": [],
+        "differences": [],
+        "files": [],
+    }
     answers: dict[str, tuple[Found, Found, Found]] = {}
     with tempfile.TemporaryDirectory() as name:
         for library in LIBRARIES:
@@ -187,6 +201,9 @@ def main() -> None:
             for case in cases:
                 given, theirs = problem(case), dict(np.load(folder / f"{case.name} answer.npz"))
                 answers[case.name] = given, of_ours(OURS[options.ours], case, given, theirs["code"]), theirs
+            for exchange in EXCHANGES:
+                if exchange.library == library:
+                    result["files"].append(files_compared(exchange, folder / exchange.name))
     for case in CASES:
         if case.name in answers:
             result["cases"].append(compared(case, *answers[case.name][1:]))
@@ -200,24 +217,10 @@ def main() -> None:
     report(result, options.output)
     print(agreement_table(result))
     wrong = [row["case"] for row in result["cases"] if not row["agree"]]
+    wrong += [row["file"] for row in result["files"] if not row["agree"]]
     wrong += [row["name"] for row in result["differences"] if not row["as_said"]]
     if wrong:
         sys.exit("not as expected: " + "; ".join(wrong))
-
-
-def agreement_table(result: dict[str, Any]) -> str:
-    """Markdown: a row for each case, then one for each difference."""
-    groups = {"loss": "loss", "code": "code", "gradients": "gradients", "losses_of_steps": "losses, 100 steps"}
-    groups["after_steps"] = "weights after them"
-    lines = [f"| {' | '.join(['case', *groups.values(), ''])} |", "|---" * (len(groups) + 2) + "|"]
-    for row in result["cases"]:
-        cells = [f"{row['apart'][group]:.0e}" if group in row["apart"] else "-" for group in groups]
-        lines.append(f"| {' | '.join([row['case'], *cells, 'agree' if row['agree'] else 'DIFFER'])} |")
-    lines += [
-        f"- {row['name']}: {row['why']}. {'Measured so.' if row['as_said'] else 'NOT SO.'}"
-        for row in result["differences"]
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

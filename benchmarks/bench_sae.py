@@ -27,7 +27,7 @@ from typing import Any
 
 from race import TOLERANCE, Bench, Row, chosen, compare, loads, median_of, outcome, race_parser, racing, take_versions
 from report import report
-from tables import Cell, number, table
+from tables import sae_table
 
 import fastsae
 from fastsae import Engine
@@ -48,7 +48,7 @@ PRODUCTS = ("fastsae product", "numpy product", "torch product")
 BATCHES, TINY_BATCHES = (1024, 4096), (16, 48)
 SIZES, TINY = {"features": 768, "latents": 16384, "k": 32}, {"features": 12, "latents": 64, "k": 4}
 #: How far losses may be apart after 3 steps: where two scores are nearly equal, rounding selects the other one.
-APART = {"fp32": 10 * TOLERANCE["fp32"], "bf16": TOLERANCE["bf16"]}
+APART = {"fp32": 10 * TOLERANCE["fp32"], "bf16": 4 * TOLERANCE["bf16"]}
 
 
 def refusal(precision: str) -> str:
@@ -98,35 +98,6 @@ def wide(bench: Bench, row: Row, most: int) -> dict[str, Any]:
     peak = max((turn["peak_bytes"] for turn in result.get("turns", [])), default=None)
     found = {**row, "threads": bench.threads, "measured_seconds": median_of(result), "peak_bytes": peak}
     return {**found, "most_bytes": most, "fits": peak is not None and peak < most, "error": result.get("error")}
-
-
-def sae_table(result: dict[str, Any]) -> str:
-    """Markdown: a row for each contender."""
-    rows = []
-    for row in result["rows"]:
-        for name, seconds in row["seconds"].items():
-            own = name == row["ours"]
-            ratio = row["measured_over_floor"] if own else row["times_faster_than"].get(name)
-            if name in PRODUCTS and name != row["floor_by"]:
-                continue
-            peak = row["memory"].get(name, {}).get("peak_bytes")
-            note = f"{ratio:.2f} x {'the product' if own else 'ours'}" if ratio else ""
-            rows.append({**row, "of": name, "ms": seconds, "peak": peak, "ratio": note})
-    columns: dict[str, Cell] = {
-        "batch": lambda row: str(row["batch"]),
-        "precision": lambda row: str(row["precision"]),
-        "of": lambda row: str(row["of"]),
-        "ms": number("ms", "{:.0f}", 1e3),
-        "takes": lambda row: str(row["ratio"]),
-        "peak, GB": number("peak", "{:.2f}", 1e-9),
-    }
-    parts = [table(rows, columns)]
-    if (most := result.get("wide")) and most["peak_bytes"]:
-        parts.append(
-            f"{most['latents']} latents, batch {most['batch']}: {most['measured_seconds']:.2f} s a step, "
-            f"{most['peak_bytes'] / 1e9:.2f} GB at most."
-        )
-    return "\n\n".join(parts)
 
 
 def main() -> None:

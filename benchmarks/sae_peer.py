@@ -60,6 +60,14 @@ class Peer(ABC):
     @abstractmethod
     def set_rows_since_fired(self, rows: Tensor) -> None: ...
 
+    @staticmethod
+    def read(folder: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Code and output of rows by the model in the library's own folder."""
+        raise NotImplementedError
+
+    def write(self, folder: str) -> None:
+        raise NotImplementedError
+
     def set(self, values: Arrays) -> None:
         with torch.no_grad():
             for name, (parameter, transposed) in self.places().items():
@@ -68,12 +76,16 @@ class Peer(ABC):
         if "rows_since_fired" in values:
             self.set_rows_since_fired(torch.from_numpy(values["rows_since_fired"]))
 
+    def settle(self) -> None:  # noqa: B027
+        """What the library does before the next step sees the weights."""
+
     def threshold(self) -> Tensor | None:
         """What inference of BatchTopK takes, where the library has learned it."""
         return None
 
     def left(self) -> Arrays:
         """The weights, and that threshold."""
+        self.settle()
         found = {name: as_array(p.detach(), transposed) for name, (p, transposed) in self.places().items()}
         if (threshold := self.threshold()) is not None:
             found["batch_threshold"] = threshold.numpy().reshape(1)

@@ -2,8 +2,9 @@
 
     python benchmarks/sae_peers.py JOB.json
 
-answers the cases of a job, with the interpreter of the library's own environment. A case names the library, the model,
-the library's options (others keep their defaults), and two NumPy files: of weights and rows, and for what came out.
+answers the cases of a job and exchanges its files, with the interpreter of the library's own environment. A case names
+the library, the model, the library's options (others keep their defaults), and two NumPy files: of weights and rows,
+and for what came out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sae_peer import Arrays, Case, Peer, Places
+from sae_peer import Case, Peer, Places
 from sae_torch import OpenAI, Plain
 from torch import Tensor, nn
 
@@ -115,6 +116,16 @@ class SAELens(Peer):
 
     def threshold(self) -> Tensor | None:
         return getattr(self.sae, "topk_threshold", None)
+
+    @staticmethod
+    def read(folder: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        from sae_lens import SAE
+
+        sae = SAE.load_from_disk(folder)
+        return sae.encode(x), sae(x)
+
+    def write(self, folder: str) -> None:
+        self.sae.save_inference_model(folder)
 
     def set_rows_since_fired(self, rows: Tensor) -> None:
         self.trainer.n_forward_passes_since_fired = rows / self.batch
@@ -221,11 +232,21 @@ class Sparsify(Peer):
             watch.remove()
         return losses
 
-    def left(self) -> Arrays:
+    @staticmethod
+    def read(folder: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        from sparsify import SparseCoder
+
+        coder = SparseCoder.load_from_disk(folder)
+        acts, indices, _ = coder.encode(x)
+        return torch.zeros(len(x), coder.num_latents).scatter_(1, indices, acts), coder(x).sae_out
+
+    def write(self, folder: str) -> None:
+        self.coder.save_to_disk(folder)
+
+    def settle(self) -> None:
         # Its trainer does this at the start of the next step.
         if self.coder.cfg.normalize_decoder and not self.coder.cfg.transcode:
             self.coder.set_decoder_norm_to_unit_norm()
-        return super().left()
 
     def set_rows_since_fired(self, rows: Tensor) -> None:
         self.trainer.num_tokens_since_fired["rows"] = rows.long()
@@ -318,12 +339,37 @@ def answer(case: Case) -> dict[str, str]:
     return peer.versions()
 
 
+def exchange(entry: dict[str, Any]) -> None:
+    """Read a folder of ours, and write one after a few steps: code and output of the rows, as the library has them."""
+    kind, given = PEERS[entry["library"]], dict(np.load(entry["rows"]))
+    torch.set_default_dtype(torch.float32)
+    X = torch.from_numpy(given["X"])
+    found = {}
+    with torch.no_grad():
+        found["code"], found["output"] = kind.read(entry["ours"], X)
+    if entry["model"] is not None:
+        found |= written(kind, entry, X, torch.from_numpy(given["Y"]))
+    np.savez(entry["answer"], **{name: value.numpy() for name, value in found.items()})
+
+
+def written(kind: type[Peer], entry: dict[str, Any], X: Tensor, Y: Tensor) -> dict[str, Tensor]:
+    """What the library reads of its own file."""
+    peer = kind({**entry, "batch": len(X) // entry["steps"]})
+    peer.fit(X, Y)
+    peer.settle()
+    peer.write(entry["theirs"])
+    with torch.no_grad():
+        return dict(zip(("their code", "their output"), kind.read(entry["theirs"], X), strict=True))
+
+
 def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     job = json.loads(Path(sys.argv[1]).read_text())
     versions: dict[str, str] = {}
     for case in job["cases"]:
         versions |= answer(case)
+    for entry in job["files"]:
+        exchange(entry)
     Path(job["versions"]).write_text(json.dumps(versions))
 
 

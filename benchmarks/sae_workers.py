@@ -166,6 +166,7 @@ class Theirs(Stepping):
         self.peer.set(weights)
         del weights
         self.run(CHECKED)
+        self.peer.settle()
         with torch.no_grad():
             return {"loss": float(self.peer.cost(self.X[: self.batch], self.X[: self.batch]))}
 

@@ -121,6 +121,71 @@ def synth_table(result: dict[str, Any]) -> str:
     return "\n\n".join([*parts, measured_on(result)])
 
 
+#: Parts of an agreement, and what they are called.
+AGREEMENT = {
+    "loss": "loss",
+    "code": "code",
+    "gradients": "gradients",
+    "losses_of_steps": "losses of 100 steps",
+    "after_steps": "weights after them",
+}
+FILES = {
+    name: name.replace("_", " ") for name in ("they_read_code", "they_read_output", "we_read_code", "we_read_output")
+}
+
+
+def agreement_table(result: dict[str, Any]) -> str:
+    """Each case and what it is apart, each difference, and each file."""
+
+    def apart(row: dict[str, Any], name: str) -> str:
+        return f"{row['apart'][name]:.0e}" if name in row["apart"] else "-"
+
+    def of(first: str, parts: dict[str, str]) -> str:
+        columns: dict[str, Cell] = {first: lambda row: str(row[first])}
+        columns |= {title: lambda row, name=name: apart(row, name) for name, title in parts.items()}  # type: ignore[misc]
+        columns["agree"] = lambda row: (
+            ("yes" if row["agree"] else "NO") + (f"; {note}" if (note := row.get("note")) else "")
+        )
+        return table(result[f"{first}s"], columns)
+
+    differences = [
+        f"- {row['name']}: {row['why']}. {'Measured to be so.' if row['as_said'] else 'NOT SO.'}"
+        for row in result["differences"]
+    ]
+    versions = {name: version for found in result["peers"].values() for name, version in found.items()}
+    told = "Largest differences, relative to the largest of theirs; with " + ", ".join(
+        f"{name} {version}" for name, version in sorted(versions.items())
+    )
+    return "\n\n".join([of("case", AGREEMENT), "\n".join(differences), of("file", FILES), f"{told}; {result['date']}."])
+
+
+def sae_table(result: dict[str, Any]) -> str:
+    """A row for each contender, and the memory of the wide model."""
+    rows = []
+    for row in result["rows"]:
+        for name, seconds in row["seconds"].items():
+            if name.endswith("product") and name != row["floor_by"]:
+                continue
+            ratio = row["measured_over_floor"] if name == row["ours"] else row["times_faster_than"].get(name)
+            takes = f"{ratio:.2f} x {'the product' if name == row['ours'] else 'ours'}" if ratio else ""
+            peak = row["memory"].get(name, {}).get("peak_bytes")
+            rows.append({**row, "of": name, "ms": seconds, "peak": peak, "takes": takes})
+    columns: dict[str, Cell] = {
+        **{name: lambda row, name=name: str(row[name]) for name in ("batch", "precision", "of")},  # type: ignore[misc]
+        "ms": number("ms", "{:.0f}", 1e3),
+        "takes": lambda row: str(row["takes"]),
+        "peak, GB": number("peak", "{:.2f}", 1e-9),
+        "same loss": lambda row: "yes" if row["same_losses"] else "NO",
+    }
+    parts = [table(rows, columns)]
+    if (wide := result.get("wide")) and wide["measured_seconds"]:
+        parts.append(
+            f"{wide['latents']} latents, batch {wide['batch']}: {wide['measured_seconds']:.2f} s a step, "
+            f"{wide['peak_bytes'] / 1e9:.2f} GB at most."
+        )
+    return "\n\n".join([*parts, measured_on(result)])
+
+
 def threads_of(row: dict[str, Any]) -> str:
     return f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
 
@@ -136,6 +201,8 @@ def measured_on(result: dict[str, Any]) -> str:
 PLACES: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], str]]] = {
     "step-cpu": (step_summary, step_table),
     "encode-cpu": (encode_table, encode_table),
+    "agreement-sae": (agreement_table, agreement_table),
+    "sae-cpu": (sae_table, sae_table),
     "synth": (synth_table, synth_table),
 }
 #: Results with a picture, and where it is seen from each README.

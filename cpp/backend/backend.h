@@ -89,8 +89,8 @@ struct Selection {
   Tensor values;      // [rows x k]
   Tensor indices;     // [rows x k] of i32
   Tensor scale = {};  // [1 x latents], or none
-  bool by_column =
-      false;  // a row's results lie in the order of their columns instead of that of their values
+  // Whether a row's results lie in the order of their columns instead of that of their values.
+  bool by_column = false;
 };
 
 // The `count` largest of the whole of that matrix that are greater than 0 or NaN, fewer where fewer are: in the same order,

@@ -16,7 +16,7 @@ struct Code {
   std::int64_t per_row = 0;  // then so many
   Tensor latents;            // [1 x capacity] of i32
   Tensor values;             // [1 x capacity]: what multiplies a latent's row of the decoder; 0 does not
-  std::int64_t begin(std::int64_t row) const {
+  FS_HD std::int64_t begin(std::int64_t row) const {
     return starts.exists() ? starts.as<std::int32_t>()[row] : row * per_row;
   }
 };

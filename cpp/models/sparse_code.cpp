@@ -62,8 +62,13 @@ void SparseCode::declare(Arena& parameters, Arena& gradients, Arena& matrices, A
 // Elements that a step selects at most.
 std::int64_t SparseCode::most_selected(std::int64_t rows) const {
   const double most = std::max(code_.k, code_.k_start);
-  if (is("topk")) return rows * static_cast<std::int64_t>(most);
-  return std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  const std::int64_t count =
+      is("topk")
+          ? rows * static_cast<std::int64_t>(most)
+          : std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  FS_REQUIRE(count <= INT32_MAX, "batch_size: ", rows, " rows select ", count, " elements, more than ",
+             INT32_MAX);
+  return count;
 }
 
 void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
@@ -114,8 +119,8 @@ const Tensor& SparseCode::gradient_of(const Tensor* value) const {
 
 LatentIndex SparseCode::index() const {
   if (dense_) return {};
-  return {*index_parts_[0], *index_parts_[1], *index_parts_[2],
-          *index_parts_[3], *index_parts_[4], *index_parts_[5]};
+  const auto& part = index_parts_;
+  return {*part[0], *part[1], *part[2], *part[3], *part[4], *part[5]};
 }
 
 CodeConstants SparseCode::constants() const {
