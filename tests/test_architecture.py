@@ -44,6 +44,7 @@ LONG_FILES = {  # path: why it is one file
     "cpp/models/layered.cpp": "one step, read from top to bottom",
     "python/fastsae/config.py": "every option of a model and its training with its meaning",
     "python/fastsae/deep.py": "one class with its manual",
+    "python/fastsae/dictionaries.py": "what all dictionaries share, with its manual",
     "python/fastsae/reference/layered.py": "one step in NumPy, read from top to bottom",
     "python/fastsae/base.py": "what all estimators share, with its manual",
     "python/fastsae/engine.py": "one class, whose docstrings are the manual of the low level",

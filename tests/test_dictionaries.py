@@ -160,7 +160,8 @@ def test_codes_and_outputs_are_the_formula(name: str) -> None:
         else (X - model.center_) / model.scale_
     )
     losses = ((output - goal) ** 2).sum(axis=1)
-    np.testing.assert_allclose(model.score_samples(X, *y_of(model)), -losses, rtol=1e-10)
+    scores = model.score_rows(X, targets()) if isinstance(model, Transcoder) else model.score_samples(X)
+    np.testing.assert_allclose(scores, -losses, rtol=1e-10)
     assert model.score(X, *y_of(model)) == pytest.approx(-losses.mean(), rel=1e-10)
 
 
@@ -347,6 +348,21 @@ def test_measures_are_what_they_say() -> None:
     np.testing.assert_allclose(model.latent_frequency_, (code > 0).mean(axis=0))
 
 
+def test_held_out_rows_are_scored_in_batches() -> None:
+    X = data(dtype=np.float64)
+    w = np.random.default_rng(2).uniform(0, 2, N)
+    model = make("topk", dtype="float64", validation_fraction=0.5, loss_reduction="fvu", max_epochs=1)
+    model.fit(X, sample_weight=w)
+    shuffled = np.random.default_rng([model._state.seed, 0]).permutation(N)
+    held = np.sort(shuffled[: N // 2])
+    total = 0.0
+    for batch in (held[:16], held[16:32], held[32:]):
+        y, u = X[batch], w[batch]
+        error = u @ ((model.reconstruct(y) - y) ** 2).sum(axis=1)
+        total += u.sum() * error / (u @ ((y - np.average(y, axis=0, weights=u)) ** 2).sum(axis=1))
+    assert model.history_["validation_loss"] == [pytest.approx(total / w[held].sum(), rel=1e-10)]
+
+
 def test_dead_latents() -> None:
     model = fitted("topk", dead_after=20)
     since = model._engine.get("rows_since_fired")
@@ -407,10 +423,16 @@ class Interrupt:
         return self._line
 
 
-@pytest.mark.parametrize(("name", "stride"), [("l1 resampled", 3), ("sparsify", 11)])
-def test_an_interrupt_at_any_line_loses_nothing(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Latents that die soon.
+DYING: dict[str, Any] = {"dead_after": 10, "sparsity_weight": 30.0, "learning_rate": 0.2}
+
+
+@pytest.mark.parametrize(("name", "stride", "more"), [("l1 resampled", 3, DYING), ("sparsify", 11, {})])
+def test_an_interrupt_at_any_line_loses_nothing(
+    name: str, stride: int, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer, "_MOST_BATCHES_PER_PIECE", 3)
-    options = {"max_epochs": 2, "log_every": 4, "dead_after": 20}
+    options = {"max_epochs": 2, "log_every": 4, **more}
     whole = fitted(name, **options)
     start = fitted(name, **{**options, "max_epochs": 0}).set_params(max_epochs=2)
     line, finished = 0, False
@@ -574,7 +596,7 @@ def test_rows_with_a_large_error_are_drawn_more_often() -> None:
 
 
 def test_resampling_in_training() -> None:
-    sparse = {"dead_after": 10, "max_epochs": 6, "sparsity_weight": 5.0}
+    sparse = {**DYING, "max_epochs": 6}
     with_it, without = fitted("l1 resampled", **sparse), fitted("l1 resampled", resample_every=None, **sparse)
     assert not np.array_equal(with_it.encoder_, without.encoder_)
     assert with_it._state.resampled == 28
@@ -604,6 +626,7 @@ def test_one_target_may_be_a_vector() -> None:
     a, b = make("transcoder").fit(X, y[:, 0]), make("transcoder").fit(X, y[:, :1])
     assert_same_bits(a, b)
     assert a.predict(X).shape == (N, 1)
+    assert not hasattr(a, "score_samples")  # which has no y
     frame = make("transcoder").fit(X, pd.DataFrame(y))
     assert_same_bits(frame, make("transcoder").fit(X, y))
 

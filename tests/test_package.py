@@ -57,12 +57,23 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib").use("Agg")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)
-    assert names["sae"].n_iter_ == 30
+    assert names["sae"].n_steps_ == 20
+    assert names["codes"].nnz <= 5000 * 32
     assert names["activations"].shape == (5000, 32)
+
+
+def test_the_page_of_dictionaries_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "dictionaries.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert names["sae"].k == 8
+    assert names["y"].shape == (20000, 10)
 
 
 def test_public_names_exist() -> None:

@@ -345,8 +345,7 @@ class Trainer:
             self._average(True)  # somebody looks
         entry = {"epoch": float(state.epoch + 1), **{name: costs[name] for name in self._parts}}
         if validation is not None:
-            rows, weights, targets, numbers = validation
-            held_out = self.engine.evaluate(rows, weights, targets=targets, numbers=numbers)
+            held_out = self._evaluate(validation)
             entry["validation_loss"] = held_out["loss"]
             entry["validation_reconstruction"] = held_out["reconstruction"]
         watched = entry.get("validation_loss", entry["loss"])
@@ -365,6 +364,23 @@ class Trainer:
             state.finished = True
         if self._save is not None and saves:
             self._save()
+
+    def _evaluate(self, examples: _Examples) -> dict[str, float]:
+        """The cost of held-out rows: of a sparse code the mean over batches, of which it is defined."""
+        rows, weights, targets, numbers = examples
+        if not self._is_sparse:
+            return self.engine.evaluate(rows, weights, targets=targets, numbers=numbers)
+        size = self.training.batch_size or len(rows)
+        total, sums = 0.0, dict.fromkeys(("loss", "reconstruction"), 0.0)
+        for first in range(0, len(rows), size):
+            batch = np.arange(first, min(first + size, len(rows)))
+            part = rows[batch] if isinstance(rows, np.ndarray) else self.engine.take(rows, batch)
+            weight = float(len(batch) if weights is None else weights[batch].sum())
+            if weight > 0:
+                costs = self.engine.evaluate(part, _take(weights, batch), targets=_take(targets, batch))
+                sums = {name: sums[name] + weight * costs[name] for name in sums}
+                total += weight
+        return {name: value / total if total else math.nan for name, value in sums.items()}
 
     def _watch(self, loss: float, state: TrainerState) -> None:
         if loss < state.best_loss - self.training.tol * abs(state.best_loss) or state.best_loss == math.inf:

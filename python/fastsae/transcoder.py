@@ -122,7 +122,12 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
         """
         return self.reconstruct(X, out)
 
-    def score_samples(self, X: Any, y: Any) -> NDArray[np.float64]:  # type: ignore[override]
+    @property
+    def score_samples(self) -> Any:  # type: ignore[override]
+        """Not there: a score needs y, see `score_rows`."""
+        raise AttributeError(f"a {type(self).__name__} scores rows with their y: score_rows(X, y)")
+
+    def score_rows(self, X: Any, y: Any) -> NDArray[np.float64]:
         """Minus the reconstruction loss of each row's y, shape (n_rows,)."""
         check_is_fitted(self)
         rows, targets = self._check(X), self._checked_targets(X, y)
@@ -132,8 +137,8 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
         return -np.concatenate([self._engine.score(block, targets[part]) for part, block in self._blocks_of(rows)])
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean of `score_samples`, so that a grid search keeps the best prediction."""
-        return float(self.score_samples(X, y).mean())
+        """Mean of `score_rows`, so that a grid search keeps the best prediction."""
+        return float(self.score_rows(X, y).mean())
 
     # scikit-learn
 
