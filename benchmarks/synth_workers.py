@@ -149,21 +149,16 @@ def scores(learner: Learner, held_out: Stream) -> dict[str, float]:
     return sums.result()
 
 
-def train(learner: Learner, stream: Stream, held_out: Stream, looks: int) -> dict[str, Any]:
-    """The scores after each of `looks` equal parts of the rows, and the seconds in steps."""
-    steps, step, seconds, curve = stream.n_rows // BATCH, 0, 0.0, []
-    for look in range(1, looks + 1):
-        last = steps * look // looks
-        while step < last:
-            stop = min(step + TOGETHER, last)
-            X = stream.rows(step * BATCH, stop * BATCH)
-            start = time.perf_counter()
-            learner.steps(X)
-            seconds += time.perf_counter() - start
-            step = stop
-        curve.append({"rows": step * BATCH, "seconds": round(seconds, 2), **scores(learner, held_out)})
-        print(json.dumps(curve[-1]), flush=True)
-    return {"versions": learner.versions(), "load": os.getloadavg()[0], **curve[-1], "curve": curve[:-1]}
+def train(learner: Learner, stream: Stream, held_out: Stream) -> dict[str, Any]:
+    """Take a step for each batch of the stream; scores and the seconds in steps."""
+    n_rows, seconds = stream.n_rows // BATCH * BATCH, 0.0
+    for first in range(0, n_rows, TOGETHER * BATCH):
+        X = stream.rows(first, min(first + TOGETHER * BATCH, n_rows))
+        start = time.perf_counter()
+        learner.steps(X)
+        seconds += time.perf_counter() - start
+    told = {"versions": learner.versions(), "load": os.getloadavg()[0], "rows": n_rows, "seconds": round(seconds, 2)}
+    return {**told, **scores(learner, held_out)}
 
 
 def main() -> None:
@@ -172,13 +167,12 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--folder", type=Path, required=True, help="with world.npz, rows of the seed and held-out rows")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--looks", type=int, default=2, help="times that scores are taken")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     world = World.load(options.folder / "world.npz")
     stream, held_out = (Stream(world, options.folder / name) for name in (f"rows-{options.seed}", "held-out"))
     learner = LEARNERS[options.library](world, options.model, options.seed, stream.n_rows)
-    result = train(learner, stream, held_out, options.looks)
+    result = train(learner, stream, held_out)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

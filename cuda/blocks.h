@@ -153,6 +153,17 @@ template <class S>
 struct Strided {
   const S* data;
   std::int64_t outer, inner;
+  FS_HD S at(std::int64_t i, std::int64_t k) const { return data[i * outer + k * inner]; }
+};
+
+// Some rows of a matrix.
+template <class S>
+struct ListedRows {
+  const S* data;
+  std::int64_t stride;
+  const std::int32_t* rows;
+  static constexpr std::int64_t inner = 1;
+  FS_HD S at(std::int64_t i, std::int64_t k) const { return data[rows[i] * stride + k]; }
 };
 
 // Element (i, k) of the left factor, or (j, k) of the right one.
@@ -191,20 +202,20 @@ struct ProductShared {
 };
 
 // Stages factor elements [first, first + 64) x [k0, k0 + 16): neighbours in memory go to neighbouring members.
-template <class S>
-FS_HD void stage(int member, const Strided<S>& factor, std::int64_t first, std::int64_t count,
+template <class Rows, class S>
+FS_HD void stage(int member, const Rows& factor, std::int64_t first, std::int64_t count,
                  std::int64_t k0, std::int64_t inner, S (&to)[ProductShape::slab][ProductShape::tile + 1]) {
   for (int i = member; i < ProductShape::tile * ProductShape::slab; i += ProductShape::members) {
     const int k = factor.inner == 1 ? i % ProductShape::slab : i / ProductShape::tile;
     const int j = factor.inner == 1 ? i / ProductShape::slab : i % ProductShape::tile;
     const bool inside = first + j < count && k0 + k < inner;
-    to[k][j] = inside ? factor.data[(first + j) * factor.outer + (k0 + k) * factor.inner] : S(0);
+    to[k][j] = inside ? factor.at(first + j, k0 + k) : S(0);
   }
 }
 
 // out = A B (+ out), then the kernel on each element while it is in a register.
-template <class K, class Team, class S = typename K::Scalar>
-FS_HD void product_block(Team& team, K kernel, Strided<S> a, Strided<S> b, std::int64_t inner,
+template <class K, class Team, class Right, class S = typename K::Scalar>
+FS_HD void product_block(Team& team, K kernel, Strided<S> a, Right b, std::int64_t inner,
                          bool accumulate, Out<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
   using Shape = ProductShape;
   fetch(kernel);

@@ -154,10 +154,17 @@ class CudaBackend final : public Backend {
                         });
   }
 
-  void encode_select_batch(const BatchSelection&) override {
-    throw DeviceError(
-        "batch_topk: the selection from a whole batch does not run on GPUs yet; use device='cpu'");
+  void encode_select_batch(const BatchSelection&) override { not_yet("encode_select_batch"); }
+  void select_dead(const DeadSelection&) override { not_yet("select_dead"); }
+  void decode(const Decoding&) override { not_yet("decode"); }
+  void write_code(const Code&, Tensor) override { not_yet("write_code"); }
+  void index_latents(std::span<const CodeGradient>, std::int64_t, const LatentIndex&, Tensor) override {
+    not_yet("index_latents");
   }
+  void measure_latents(const LatentRows&, Tensor, Tensor) override { not_yet("measure_latents"); }
+  void write_latents(const LatentRows&, Tensor, Tensor) override { not_yet("write_latents"); }
+  void update_latents(const LatentRows&, const LatentUpdate&) override { not_yet("update_latents"); }
+  void row_norms(Tensor, Tensor) override { not_yet("row_norms"); }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     use_device();
@@ -255,6 +262,10 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  [[noreturn]] static void not_yet(const char* what) {
+    throw DeviceError(text(what, ": sparse codes do not run on GPUs yet; use device='cpu'"));
+  }
+
   struct Recorded {
     std::int64_t key;
     Graph graph;

@@ -24,6 +24,15 @@
 
 namespace fastsae::cuda {
 
+// Members of any block may count in one place: the sum does not depend on their order.
+FS_HD void add_one(std::uint32_t* to) {
+#if defined(__CUDA_ARCH__)
+  atomicAdd(to, 1u);
+#else
+  __atomic_fetch_add(to, 1u, __ATOMIC_RELAXED);
+#endif
+}
+
 // State is what a member keeps from one phase to the next.
 #if defined(__CUDACC__)
 template <class State>

@@ -481,9 +481,9 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "no layers": (entry("config", layers=[]), "layers"),
     "layers is a number": (entry("config", layers=3), "config"),
     "layers are strings": (entry("config", layers=["a", "b"]), "config"),
-    "one layer": (entry("config", layers=[LAYER]), "layers"),
-    "four layers": (entry("config", layers=[LAYER] * 4), "layers"),
-    "no encoder": (entry("config", n_encoder_layers=0), "layers"),
+    "one layer": (entry("config", layers=[LAYER]), "its model is not that of a SparseAutoencoder"),
+    "four layers": (entry("config", layers=[LAYER] * 4), "its model is not that of a SparseAutoencoder"),
+    "no encoder": (entry("config", n_encoder_layers=0), "its model is not that of a SparseAutoencoder"),
     "another width": (entry("config", layers=[{**LAYER, "units": H + 1}, LAYER]), "shape"),
     "relu and kl": (
         entry("config", layers=[{**LAYER, "units": H, "activation": "relu", "penalty": "kl"}, LAYER]),

@@ -301,7 +301,7 @@ def test_gradient(case: str, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("case", ALL)
 def test_training(case: str, dtype: str, device: str) -> None:
     """50 steps over batches of two sizes; latents die and come back."""
-    check_training(make(**ALL[case], learning_rate=0.01, dtype=dtype), device)
+    check_training(make(**ALL[case], learning_rate=0.003, dtype=dtype), device)
 
 
 @pytest.mark.isa
@@ -397,7 +397,8 @@ def test_dead_latents(model: str, dead: float, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("norm", ["unit", "rescale", "free"])
 @pytest.mark.parametrize("model", MODELS)
 def test_zero_rows_of_the_decoder(model: str, norm: str, dtype: str, device: str) -> None:
-    config = make(**{**MODELS[model], "decoder_norm": norm}, dtype=dtype)
+    # Not Adam, which would make signs of rounding errors.
+    config = make(**{**MODELS[model], "decoder_norm": norm}, optimizer="sgd", dtype=dtype)
     values = start(config)
     values["W_dec"][3:6] = 0.0
     bias = "b_gate" if "b_gate" in values else "b_enc"
@@ -410,13 +411,14 @@ def test_zero_rows_of_the_decoder(model: str, norm: str, dtype: str, device: str
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("reduction", ["sum", "fvu"])
 def test_rows_without_variance(reduction: str, model: str, dtype: str, device: str) -> None:
-    """One row, and rows of no weight: what has no variance teaches nothing."""
+    """One row, rows of no weight, equal rows: what has no variance teaches nothing."""
     config = make(**MODELS[model], loss_reduction=reduction, dtype=dtype)
     values = start(config)
     engine, exact = make_engine(config, values, device, 0), make_reference(config, values, "float64", 0)
     plain = make_reference(config, values, dtype, 0)
     X, _, _ = clear_run(config, 0, (3,), 1, values)[0]
-    for rows, w in ((X[:1], None), (X[:1], np.array([0.7])), (X, np.array([0.0, 2.3, 0.0]))):
+    same, u = np.repeat(X[:1], 6, axis=0), np.array([0.3, 1.1, 0.0, 2.3, 0.7, 0.1])
+    for rows, w in ((X[:1], None), (X[:1], u[4:5]), (X, u[2:5] * [1, 1, 0]), (same, None), (same, u)):
         parts, gradients = exact.value_and_gradient(rows, w)
         assert_parts(engine.gradient(rows, w), parts, plain.value_and_gradient(rows, w)[0], dtype)
         for name, gradient in gradients.items():

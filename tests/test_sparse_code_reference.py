@@ -58,8 +58,11 @@ JUMPS: dict[str, dict[str, Any]] = {
     "jump_relu plain l1": {**WIDE, "sparsity": "l1", "sparsity_by_norm": False, "pre_bias": False},
     "jump_relu plain tanh": {**WIDE, "sparsity": "tanh", "sparsity_by_norm": False},
     "jump_relu step": {**WIDE, "sparsity": "step", "sparsity_weight": 0.3, "sparsity_warm_up": 9},
-    "jump_relu quadratic": {**WIDE, "sparsity": "quadratic", "target_l0": 2.5, "pre_act_weight": 0.4},
-    "jump_relu transcoder": {**WIDE, "sparsity": "step", "transcoder": True, "skip": True, "pre_act_weight": 0.4},
+    "jump_relu quadratic": {**WIDE, "sparsity": "quadratic", "target_l0": 2.5, "decoder_norm": "free"},
+    "jump_relu transcoder": {**WIDE, "sparsity": "step", "transcoder": True, "skip": True},
+    # Rows that only this pulls at keep their direction: its projection would be rounding alone.
+    "jump_relu pre-activations": {**WIDE, "pre_act_weight": 0.4, "project_gradient": False},
+    "jump_relu rescaled pre-activations": {**WIDE, "pre_act_weight": 0.4, "decoder_norm": "rescale"},
 }
 CASES = {**SELECTED, **DENSE, **JUMPS}
 

@@ -246,7 +246,7 @@ def test_a_summary_says_whether_the_goal_is_reached(synth: Any) -> None:
     command = importlib.import_module("synth")
 
     def run(library: str, seed: int, mcc: float, variance: float) -> dict[str, Any]:
-        return {"library": library, "model": "topk", "seed": seed, "curve": [],
+        return {"library": library, "model": "topk", "seed": seed,
                 "mcc": mcc, "f1": 0.5, "explained_variance": variance}  # fmt: skip
 
     theirs = [run("saelens", 0, 0.80, 0.70), run("saelens", 1, 0.90, 0.72)]
@@ -288,7 +288,7 @@ def test_ours_trains_and_is_told(synth: Any, tmp_path: Path) -> None:
     size = synth.SIZES["tiny"]
     for run in first["runs"]:
         assert run["rows"] == 30720
-        assert run["seconds"] > run["curve"][0]["seconds"] > 0
+        assert run["seconds"] > 0
         assert (0.3 if run["library"] == "ours" else -0.5) < run["explained_variance"] < 1
         assert run["mcc"] > 0.4
         assert 1 < run["l0"] < 3 * size.k

@@ -89,8 +89,8 @@ struct Selection {
   Tensor values;      // [rows x k]
   Tensor indices;     // [rows x k] of i32
   Tensor scale = {};  // [1 x latents], or none
-  bool by_column =
-      false;  // a row's results lie in the order of their columns instead of that of their values
+  // Whether a row's results lie in the order of their columns instead of that of their values.
+  bool by_column = false;
 };
 
 // The `count` largest of the whole of that matrix that are greater than 0 or NaN, fewer where fewer are: in the same order,
@@ -144,6 +144,9 @@ class Backend {
   virtual void select_dead(const DeadSelection& selection) = 0;
   // Sparse codes, see backend/sparse.h: their decoder with loss and gradient, from one gather.
   virtual void decode(const Decoding& decoding) = 0;
+  // Appends a tile's rows to the codes, unless they are more than are wanted or the device does not: then it is false,
+  // and those rows stay empty.
+  virtual bool collect(const Collection&) { return false; }
   // A code in rows of zeros.
   virtual void write_code(const Code& code, Tensor rows) = 0;
   // Sorts their elements by latent; fired[j] becomes the number of rows of the first code in which latent j is not 0.
@@ -155,6 +158,8 @@ class Backend {
   // The gradient as matrices, before projection.
   virtual void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) = 0;
   virtual void update_latents(const LatentRows& rows, const LatentUpdate& update) = 0;
+  // Adds up the values of a code by latent, [1 x latents] of f64, row after row.
+  virtual void sum_by_latent(const Code&, Tensor) {}
   // The Euclidean norm of each row, [1 x rows] of its type.
   virtual void row_norms(Tensor of, Tensor norms) = 0;
   // Copies each window of the images into its row of `columns`.

@@ -16,7 +16,7 @@ struct Code {
   std::int64_t per_row = 0;  // then so many
   Tensor latents;            // [1 x capacity] of i32
   Tensor values;             // [1 x capacity]: what multiplies a latent's row of the decoder; 0 does not
-  std::int64_t begin(std::int64_t row) const {
+  FS_HD std::int64_t begin(std::int64_t row) const {
     return starts.exists() ? starts.as<std::int32_t>()[row] : row * per_row;
   }
 };
@@ -29,6 +29,17 @@ struct DeadSelection {
   std::int64_t k;  // of each row, or as many as are dead
   Code code;       // of capacity rows * k
   double* dead;    // how many latents
+};
+
+// Of a tile of rows x latents that is written down, the elements above the threshold and those in a window around it.
+struct Collection {
+  Tensor z;                 // [rows of the tile x latents]
+  Tensor threshold;         // [1 x latents], or none: 0
+  double half_width = 0;    // of the window; 0 without one
+  std::int64_t first = 0;   // row of the codes that the tile begins with; the rows before are there
+  Code above, near;         // of whole batches, values z; `near` where there is a window
+  std::int64_t most_above;  // of the tile
+  std::int64_t most_near;
 };
 
 // Latents [0, ends[0]), [0, ends[1]), ... each decode on their own; the last one is all.
@@ -49,11 +60,13 @@ struct Decoding {
   Tensor target = {};              // [rows x outputs]; none: `errors` gets y, and nothing below is made
   Tensor row_weight = {};          // [1 x rows]
   const double* factor = nullptr;  // on the device
-  Tensor errors =
-      {};  // [rows * slots x outputs]: slot first_slot + g of a row gets the gradient by y_g's terms,
-           // sum over h >= g of factor * row weight * weights[h] * e_h
+  // [rows * slots x outputs]: slot first_slot + g of a row gets the gradient by what latents of that prefix add,
+  // sum over h >= g of factor * row weight * weights[h] * e_h.
+  Tensor errors = {};
   std::int64_t slots = 1, first_slot = 0;
   Tensor slopes = {};       // [1 x capacity]: gradient by each value; or none
+  Code more = {};           // elements that decode to nothing, whose slopes are asked for too
+  Tensor more_slopes = {};  // [1 x its capacity], or none
   Tensor losses = {};       // [1 x rows] of f64: row weight * sum over g of weights[g] |e_g|^2
   Tensor last_losses = {};  // [1 x rows] of f64: row weight * |e_last|^2; or none
   Tensor residual = {};     // [rows x outputs]: - e_last; or none
@@ -74,20 +87,19 @@ struct LatentIndex {
   Tensor slots;   // [1 x capacity] of i32: row * slots of a row + slot
   Tensor values;  // [1 x capacity]
   Tensor slopes;  // [1 x capacity]
-  Tensor
-      segments;  // [capacity / kSegment + 1 x 2] of i32: latent and first element of each piece of a long list
-  Tensor partials;  // [rows of segments x outputs + features]: its sums
+  Tensor segments;  // [2 capacity / kSegment + 1 x 2] of i32: of a long list's pieces, latent and first element
+  Tensor partials;  // [rows of segments x outputs + features]: their sums
   static constexpr std::int64_t kSegment = 512;
 };
 
-// Where the gradient of each latent's rows comes from: sums over an index, or matrices.
+// Where the gradient of each latent's rows comes from: sums over an index, matrices, or both.
 struct LatentRows {
   LatentIndex index;
   std::int64_t slots = 1;   // of a row
   Tensor inputs;            // [rows x features]
   Tensor errors;            // [rows * slots x outputs]
-  Tensor encoder_gradient;  // [latents x features], instead of the index
-  Tensor decoder_gradient;  // [latents x outputs]
+  Tensor encoder_gradient;  // [latents x features], or none
+  Tensor decoder_gradient;  // [latents x outputs], or none
   Tensor pull;     // [1 x latents] of f64, or none: W_dec row j adds pull[j] times itself to its gradient
   Tensor encoder;  // [latents x features]
   Tensor decoder;  // [latents x outputs]

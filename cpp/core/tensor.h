@@ -35,16 +35,16 @@ struct Tensor {
   // The same elements as bf16, with the same stride, or null. Whatever writes the tensor writes both.
   void* shadow = nullptr;
 
-  bool exists() const { return data != nullptr; }
+  FS_HD bool exists() const { return data != nullptr; }
   std::int64_t size() const { return rows * cols; }
   std::size_t row_bytes() const { return static_cast<std::size_t>(cols) * size_of(dtype); }
 
   template <class S>
-  S* as() const {
+  FS_HD S* as() const {
     return static_cast<S*>(data);
   }
   template <class S>
-  View<S> view() const {
+  FS_HD View<S> view() const {
     return {static_cast<S*>(data), stride};
   }
   Tensor slice_rows(std::int64_t begin, std::int64_t count) const {

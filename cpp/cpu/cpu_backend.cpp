@@ -135,6 +135,13 @@ class CpuBackend final : public Backend {
     parallel(rows.parts, [&](std::int64_t part) { cpu::decode(decoding, rows[part]); });
   }
 
+  bool collect(const Collection& collection) override { return cpu::collect(collection, scratch_, crew()); }
+
+  void sum_by_latent(const Code& code, Tensor sums) override {
+    fill(sums, 0);
+    cpu::sum_by_latent(code, sums);
+  }
+
   void write_code(const Code& code, Tensor rows) override {
     const Even parts = Even::at_most(rows.rows, kDecodedRows);
     parallel(parts.parts, [&](std::int64_t part) { cpu::write_code(code, rows, parts[part]); });

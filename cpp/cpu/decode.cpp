@@ -20,8 +20,8 @@ struct DecodeRows {
     for (std::int64_t row = rows.begin; row < rows.end; ++row) decode(row);
   }
 
-  [[gnu::always_inline]] inline const S* latent(std::int64_t element) const {
-    return d.weight.as<S>() + d.code.latents.as<std::int32_t>()[element] * d.weight.stride;
+  [[gnu::always_inline]] inline const S* latent(const Code& code, std::int64_t element) const {
+    return d.weight.as<S>() + code.latents.as<std::int32_t>()[element] * d.weight.stride;
   }
 
   [[gnu::always_inline]] inline void decode(std::int64_t row) const {
@@ -53,7 +53,8 @@ struct DecodeRows {
 #pragma GCC ivdep
       for (std::int64_t i = 0; i < width; ++i) out[i] += next[i];
     }
-    if (d.slopes.exists()) find_slopes(first, begin, end, width);
+    if (d.slopes.exists()) find_slopes(d.code, d.slopes, row, first, width);
+    if (d.more_slopes.exists()) find_slopes(d.more, d.more_slopes, row, first, width);
   }
 
   [[gnu::always_inline]] inline void begin_output(std::int64_t row, S* out, std::int64_t width) const {
@@ -72,11 +73,11 @@ struct DecodeRows {
                                                   std::int64_t width) const {
     const S* values = d.code.values.as<S>();
     for (; at + 4 <= end; at += 4) {
-      const S* x[4] = {latent(at), latent(at + 1), latent(at + 2), latent(at + 3)};
+      const S* x[4] = {latent(d.code, at), latent(d.code, at + 1), latent(d.code, at + 2), latent(d.code, at + 3)};
       add_scaled<S, 4>(out, x, values + at, width);
     }
     for (; at < end; ++at) {
-      const S* x[1] = {latent(at)};
+      const S* x[1] = {latent(d.code, at)};
       add_scaled<S, 1>(out, x, values + at, width);
     }
   }
@@ -103,19 +104,19 @@ struct DecodeRows {
     return sum;
   }
 
-  [[gnu::always_inline]] inline void find_slopes(const S* first, std::int64_t at, std::int64_t end,
-                                                 std::int64_t width) const {
-    const std::int32_t* latents = d.code.latents.as<std::int32_t>();
-    S* slopes = d.slopes.as<S>();
+  [[gnu::always_inline]] inline void find_slopes(const Code& code, const Tensor& into, std::int64_t row,
+                                                 const S* first, std::int64_t width) const {
+    const std::int32_t* latents = code.latents.as<std::int32_t>();
+    S* slopes = into.as<S>();
     std::int64_t group = 0;
-    for (; at < end; ++at) {
+    for (std::int64_t at = code.begin(row), end = code.begin(row + 1); at < end; ++at) {
       while (latents[at] >= d.prefixes.ends[group]) ++group;
       const S* error = first + group * d.errors.stride;
       if (at + 1 < end && latents[at + 1] < d.prefixes.ends[group]) {
-        dot_two(error, latent(at), latent(at + 1), width, slopes + at);
+        dot_two(error, latent(code, at), latent(code, at + 1), width, slopes + at);
         ++at;
       } else {
-        slopes[at] = dot(error, latent(at), width);
+        slopes[at] = dot(error, latent(code, at), width);
       }
     }
   }

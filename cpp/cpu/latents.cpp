@@ -92,6 +92,8 @@ struct Gather {
     } else {
       std::fill_n(g.encoder, features, S(0));
       std::fill_n(g.decoder, outputs, S(0));
+    }
+    if (rows.index.begins.exists()) {
       const std::int32_t* begins = rows.index.begins.as<std::int32_t>();
       const std::int64_t count = begins[latent + 1] - begins[latent];
       if (count <= LatentIndex::kSegment)
@@ -281,7 +283,7 @@ void measure_latents(const LatentRows& rows, const Tensor& squares, const Tensor
                      const Parallel& parallel) {
   with_scalar(rows.encoder.dtype, [&](auto s) {
     using S = decltype(s);
-    if (!rows.encoder_gradient.exists()) sum_segments<S>(rows, parallel);
+    if (rows.index.begins.exists()) sum_segments<S>(rows, parallel);
     each_share<S>(rows, scratch, parallel,
                   [&](const Gradient<S>& buffer) { return Measure<S>{{rows}, buffer, squares, sums}; });
   });

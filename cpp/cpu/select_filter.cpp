@@ -34,6 +34,12 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
 #if defined(__x86_64__)
 
 // Comparisons that also hold where one side is NaN.
+template <class S>
+void run_avx2(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bits);
+template <class S>
+void run_avx512(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bits);
+
+template <>
 [[gnu::target("avx2,fma")]] void run_avx2(Scored<float> row, std::int64_t blocks, float limit,
                                           std::uint32_t* bits) {
   const __m256 least = _mm256_set1_ps(limit);
@@ -46,6 +52,7 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
   }
 }
 
+template <>
 [[gnu::target("avx2,fma")]] void run_avx2(Scored<double> row, std::int64_t blocks, double limit,
                                           std::uint32_t* bits) {
   const __m256d least = _mm256_set1_pd(limit);
@@ -58,6 +65,7 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
   }
 }
 
+template <>
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]] void run_avx512(Scored<float> row,
                                                                                std::int64_t blocks,
                                                                                float limit,
@@ -67,10 +75,12 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
     const __m512 z = _mm512_add_ps(_mm512_loadu_ps(row.score + i), _mm512_loadu_ps(row.bias + i));
     const __mmask16 greater =
         _mm512_cmp_ps_mask(_mm512_mul_ps(z, _mm512_loadu_ps(row.scale + i)), least, _CMP_NLE_UQ);
-    reinterpret_cast<std::uint16_t*>(bits)[i / 16] = greater;
+    const std::uint32_t found = std::uint32_t{greater} << i % kLanes;
+    bits[i / kLanes] = i % kLanes == 0 ? found : bits[i / kLanes] | found;
   }
 }
 
+template <>
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]] void run_avx512(Scored<double> row,
                                                                                std::int64_t blocks,
                                                                                double limit,
@@ -80,7 +90,8 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
     const __m512d z = _mm512_add_pd(_mm512_loadu_pd(row.score + i), _mm512_loadu_pd(row.bias + i));
     const __mmask8 greater =
         _mm512_cmp_pd_mask(_mm512_mul_pd(z, _mm512_loadu_pd(row.scale + i)), least, _CMP_NLE_UQ);
-    reinterpret_cast<std::uint8_t*>(bits)[i / 8] = greater;
+    const std::uint32_t found = std::uint32_t{greater} << i % kLanes;
+    bits[i / kLanes] = i % kLanes == 0 ? found : bits[i / kLanes] | found;
   }
 }
 
@@ -89,8 +100,8 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
 template <class S>
 Passed<S> passed() {
 #if defined(__x86_64__)
-  if (isa() == Isa::avx512) return run_avx512;
-  if (isa() == Isa::avx2) return run_avx2;
+  if (isa() == Isa::avx512) return run_avx512<S>;
+  if (isa() == Isa::avx2) return run_avx2<S>;
 #endif
   return run_baseline<S>;
 }

@@ -48,7 +48,10 @@ Engine::Engine(const ModelSpec& model, const OptimizerSpec& optimizer, std::uniq
   for (std::size_t i = 0; small_ && i < model_->parameters().size(); ++i) {
     small_->parameters[i].update = optimizer_.update(model_->parameters()[i], i, memory_);
   }
-  if (full_batch_rows_ <= 0) {
+  if (full_batch_rows_ <= 0 && model_->ranks_rows()) {
+    full_batch_rows_ =
+        std::numeric_limits<std::int64_t>::max();  // all of a batch, or an error for want of memory
+  } else if (full_batch_rows_ <= 0) {
     Arena one_row;
     model_->declare_scratch(one_row, 64);
     const std::size_t row_bytes =
@@ -178,8 +181,9 @@ void Engine::compute(const Rows& rows, bool with_gradient) {
   const std::int64_t chunk = std::min(rows.count, full_batch_rows_);
   const bool one_chunk = chunk == rows.count;
   FS_REQUIRE(one_chunk || !model_->ranks_rows(),
-             "X: the rows of a batch belong together in this model, so that all must be held at once, and ",
-             rows.count, " are more than full_batch_rows=", full_batch_rows_);
+             "X: the rows of a batch belong together in this model (winners='lifetime', or a sparse code), ",
+             "so that all must be held at once, and ", rows.count,
+             " are more than full_batch_rows=", full_batch_rows_);
   const auto for_each_chunk = [&](auto&& body) {
     for (std::int64_t done = 0; done < rows.count; done += chunk) {
       const std::int64_t count = std::min(chunk, rows.count - done);

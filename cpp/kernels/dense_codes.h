@@ -21,11 +21,11 @@ FS_HD ElementCost<S> element_cost(CodePenalty kind, S a, S q, S scale) {
   return {t, slope * q, slope * a};
 }
 
-// Sums of a column: elements that are active, their rows' weights, the penalty, its slope by the norm, and the distance
-// of a dead latent's elements from the threshold.
+// Sums of a column: elements that are active, their rows' weights, the penalty, its slope by the norm, the distance of a
+// dead latent's elements from the threshold, and the weights of rows with an element near it.
 struct ForwardSums {
-  static constexpr int count = 5;
-  enum { active, weighted, penalty, by_norm, below };
+  static constexpr int count = 6;
+  enum { active, weighted, penalty, by_norm, below, near };
 };
 
 template <class S>
@@ -36,8 +36,10 @@ struct Thresholded {
   const S* weight;      // [rows]
   const double* since;  // [cols], or null: no latent counts as dead
   double limit;
+  S half_width;  // of the window around the threshold; 0 without one
   S tanh_scale;
   CodePenalty penalty;
+  FS_HD bool is_near(S z, S bar) const { return absolute(z - bar) < half_width; }
   FS_HD S bar(std::int64_t col) const { return threshold == nullptr ? S(0) : threshold[col]; }
   FS_HD S norm(std::int64_t col) const { return norms == nullptr ? S(1) : norms[col]; }
   FS_HD bool is_dead(std::int64_t col) const { return since != nullptr && since[col] > limit; }
@@ -60,15 +62,15 @@ struct ForwardCode : SumsColumns<S, ForwardSums::count> {
     sum[ForwardSums::penalty] = w * cost.value;
     sum[ForwardSums::by_norm] = w * cost.by_norm;
     sum[ForwardSums::below] = code.is_dead(col) && z < bar ? w * (bar - z) : S(0);
+    sum[ForwardSums::near] = code.is_near(z, bar) ? w : S(0);
     return a;
   }
 };
 
-// Sums of a column: delta; near the threshold the slope by the element, and the rows' weights; weights of a dead latent's
-// elements below it.
+// Sums of a column: delta; near the threshold the slope by the element; weights of a dead latent's elements below it.
 struct BackwardSums {
-  static constexpr int count = 4;
-  enum { delta, near_slope, near_weight, below };
+  static constexpr int count = 3;
+  enum { delta, near_slope, below };
 };
 
 // The slope by the coefficient becomes that by z.
@@ -77,7 +79,6 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
   static constexpr bool epilogue = true;
   Thresholded<S> code;
   View<const S> z;
-  S half_width;  // of the window around the threshold; 0 without one
   double sparsity_weight, pre_act_weight;
   const StepScalars* step;
   S penalty_slope = 0, pre_act_slope = 0;
@@ -91,14 +92,52 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
     const S a = on ? at : S(0);
     const S g = slope + w * penalty_slope *
                             element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
-    const bool near = absolute(at - bar) < half_width;
     const bool below = code.is_dead(col) && at < bar;
     const S delta = (on ? g : S(0)) - (below ? w * pre_act_slope * code.norm(col) : S(0));
     sum[BackwardSums::delta] = delta;
-    sum[BackwardSums::near_slope] = near ? g : S(0);
-    sum[BackwardSums::near_weight] = near ? w : S(0);
+    sum[BackwardSums::near_slope] = code.is_near(at, bar) ? g : S(0);
     sum[BackwardSums::below] = below ? w : S(0);
     return delta;
+  }
+};
+
+// The same for elements that were collected.
+template <class S>
+struct ElementSlope : EachElement<S> {
+  Thresholded<S> code;
+  const std::int32_t* starts;  // [rows + 1]
+  const std::int32_t* latents;
+  const S* z;
+  std::int64_t rows;
+  double sparsity_weight;
+  const StepScalars* step;
+  S penalty_slope = 0;
+  FS_HD void load() {
+    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
+  }
+  FS_HD S operator()(std::int64_t, std::int64_t element, S slope, S*) const {
+    if (element >= starts[rows]) return slope;
+    std::int64_t low = 0, high = rows;  // the row is in [low, high)
+    while (high - low > 1) {
+      const std::int64_t middle = (low + high) / 2;
+      (starts[middle] <= element ? low : high) = middle;
+    }
+    const std::int64_t col = latents[element];
+    const S a = z[element] <= code.bar(col) ? S(0) : z[element];
+    return slope + code.weight[low] * penalty_slope *
+                       element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
+  }
+};
+
+// A bias gradient from the sums of tiles and of collected elements; sums its square.
+template <class S>
+struct CodeBiasGradient : SumsColumns<S, 1> {
+  const double* tiles;  // [cols]
+  const S* elements;    // [cols]
+  FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
+    const S g = static_cast<S>(tiles[col] + static_cast<double>(elements[col]));
+    sum[0] = g * g;
+    return g;
   }
 };
 
@@ -129,7 +168,7 @@ struct ForwardGate : SumsColumns<S, ForwardSums::count> {
     sum[ForwardSums::weighted] = off ? S(0) : w;
     sum[ForwardSums::penalty] = w * open * gate.norm(col);
     sum[ForwardSums::by_norm] = w * open;
-    sum[ForwardSums::below] = S(0);
+    sum[ForwardSums::below] = sum[ForwardSums::near] = S(0);
     return p;
   }
 };
@@ -229,7 +268,9 @@ struct PenaltyPull : SumsColumns<double, 4> {
 // Straight through the window around it.
 template <class S>
 struct ThresholdGradient : SumsColumns<S, 1> {
+  const double* forward;   // ForwardSums, [count x cols]
   const double* backward;  // BackwardSums, [count x cols]
+  const double* elements;  // [cols]: slopes of collected elements near it
   std::int64_t cols;
   const S* threshold;
   const S* norms;  // or null: 1
@@ -247,8 +288,8 @@ struct ThresholdGradient : SumsColumns<S, 1> {
     by_count *= constants.sparsity_weight * step->penalty_share * mean;
     const double bar = static_cast<double>(threshold[col]);
     const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
-    const double near = bar * backward[BackwardSums::near_slope * cols + col] +
-                        by_count * backward[BackwardSums::near_weight * cols + col];
+    const double near = bar * (backward[BackwardSums::near_slope * cols + col] + elements[col]) +
+                        by_count * forward[ForwardSums::near * cols + col];
     const S g =
         static_cast<S>(constants.pre_act_weight * mean * length * backward[BackwardSums::below * cols + col] -
                        near / bandwidth);

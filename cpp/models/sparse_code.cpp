@@ -62,8 +62,13 @@ void SparseCode::declare(Arena& parameters, Arena& gradients, Arena& matrices, A
 // Elements that a step selects at most.
 std::int64_t SparseCode::most_selected(std::int64_t rows) const {
   const double most = std::max(code_.k, code_.k_start);
-  if (is("topk")) return rows * static_cast<std::int64_t>(most);
-  return std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  const std::int64_t count =
+      is("topk")
+          ? rows * static_cast<std::int64_t>(most)
+          : std::min(rows * code_.latents, static_cast<std::int64_t>(most * static_cast<double>(rows)));
+  FS_REQUIRE(count <= INT32_MAX, "batch_size: ", rows, " rows select ", count, " elements, more than ",
+             INT32_MAX);
+  return count;
 }
 
 void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
@@ -88,22 +93,35 @@ void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
   vector_sums_ = doubles("vector_sums", 5, wide);
   if (has_auxiliary()) residual_ = &scratch.declare("residual", rows, o, s);
   if (dense_) return declare_tiles(scratch, rows);
-  const auto selection = [&](Selected& made, const std::string& name, std::int64_t count) {
-    made.starts = &scratch.declare(name + "_starts", 1, rows + 1, DType::i32);
-    made.latents = &scratch.declare(name + "_latents", 1, count, DType::i32);
-    made.values = &scratch.declare(name + "_values", 1, count, s);
-    made.slopes = &scratch.declare(name + "_slopes", 1, count, s);
-    return count;
-  };
-  std::int64_t capacity = selection(main_, "code", most_selected(rows));
-  if (has_auxiliary()) capacity += selection(auxiliary_, "auxiliary", rows * std::min(code_.aux_k, n));
+  std::int64_t capacity = most_selected(rows);
+  declare_selected(scratch, main_, "code", rows, capacity);
+  if (has_auxiliary()) {
+    const std::int64_t dead = rows * std::min(code_.aux_k, n);
+    declare_selected(scratch, auxiliary_, "auxiliary", rows, dead);
+    capacity += dead;
+  }
+  declare_index(scratch, capacity);
+}
+
+void SparseCode::declare_selected(Arena& scratch, Selected& made, const std::string& name, std::int64_t rows,
+                                  std::int64_t capacity) {
+  made.starts = &scratch.declare(name + "_starts", 1, rows + 1, DType::i32);
+  made.latents = &scratch.declare(name + "_latents", 1, capacity, DType::i32);
+  made.values = &scratch.declare(name + "_values", 1, capacity, spec_.dtype);
+  made.slopes = &scratch.declare(name + "_slopes", 1, capacity, spec_.dtype);
+}
+
+void SparseCode::declare_index(Arena& scratch, std::int64_t capacity) {
   const std::int64_t segments = 2 * capacity / LatentIndex::kSegment + 1;
-  index_parts_[0] = &scratch.declare("index_begins", 1, n + 1, DType::i32);
-  index_parts_[1] = &scratch.declare("index_slots", 1, capacity, DType::i32);
-  index_parts_[2] = &scratch.declare("index_values", 1, capacity, s);
-  index_parts_[3] = &scratch.declare("index_slopes", 1, capacity, s);
-  index_parts_[4] = &scratch.declare("index_segments", segments, 2, DType::i32);
-  index_parts_[5] = &scratch.declare("index_partials", segments, d + o, s);
+  const auto make = [&](const char* name, std::int64_t r, std::int64_t c, DType dtype) {
+    return &scratch.declare(text("index_", name), r, c, dtype);
+  };
+  index_parts_[0] = make("begins", 1, code_.latents + 1, DType::i32);
+  index_parts_[1] = make("slots", 1, capacity, DType::i32);
+  index_parts_[2] = make("values", 1, capacity, spec_.dtype);
+  index_parts_[3] = make("slopes", 1, capacity, spec_.dtype);
+  index_parts_[4] = make("segments", segments, 2, DType::i32);
+  index_parts_[5] = make("partials", segments, spec_.n_features + spec_.n_outputs, spec_.dtype);
 }
 
 const Tensor& SparseCode::gradient_of(const Tensor* value) const {
@@ -113,9 +131,9 @@ const Tensor& SparseCode::gradient_of(const Tensor* value) const {
 }
 
 LatentIndex SparseCode::index() const {
-  if (dense_) return {};
-  return {*index_parts_[0], *index_parts_[1], *index_parts_[2],
-          *index_parts_[3], *index_parts_[4], *index_parts_[5]};
+  if (dense_ && !collects()) return {};
+  const auto& part = index_parts_;
+  return {*part[0], *part[1], *part[2], *part[3], *part[4], *part[5]};
 }
 
 CodeConstants SparseCode::constants() const {
@@ -333,11 +351,11 @@ LatentRows SparseCode::latent_rows() const {
   rows.slots = errors_per_row();
   rows.inputs = input_;
   rows.errors = *errors_;
-  if (dense_) {
+  if (dense_ && dense_tiles_ > 0) {
     rows.encoder_gradient = *encoder_gradient_;
     rows.decoder_gradient = *decoder_gradient_;
-    if (pulls()) rows.pull = *pull_;
   }
+  if (dense_ && pulls()) rows.pull = *pull_;
   rows.encoder = *w_.encoder;
   rows.decoder = *w_.decoder;
   rows.project = code_.decoder_norm == "unit" && code_.project_gradient;
@@ -348,7 +366,7 @@ LatentRows SparseCode::latent_rows() const {
 void SparseCode::write_matrices() {
   LatentRows rows = latent_rows();
   rows.project = false;
-  backend_.measure_latents(rows, *squares_, dense_ ? Tensor{} : *bias_gradient_);
+  backend_.measure_latents(rows, *squares_, {});
   backend_.write_latents(rows, *encoder_gradient_, *decoder_gradient_);
 }
 

@@ -60,6 +60,7 @@ class SparseCode final : public Model {
   struct CallMemory;
   struct Rows {  // of a tile
     Tensor inputs, target, extra, weight, errors, losses, gate_losses;
+    std::int64_t first;  // of the batch
   };
 
   bool is(const char* activation) const { return code_.activation == activation; }
@@ -74,7 +75,11 @@ class SparseCode final : public Model {
   std::int64_t tile_rows(std::int64_t rows) const;
   Tensor* declare_parameter(Arena& parameters, Arena& gradients, const char* name, std::int64_t rows,
                             std::int64_t cols, bool by_model = false);
+  void declare_selected(Arena& scratch, Selected& made, const std::string& name, std::int64_t rows,
+                        std::int64_t capacity);
+  void declare_index(Arena& scratch, std::int64_t capacity);
   void declare_tiles(Arena& scratch, std::int64_t rows);
+  void declare_collected(Arena& scratch, std::int64_t rows);
   CodeConstants constants() const;
   CodeSums* sums() const { return static_cast<CodeSums*>(sums_->data); }
   LatentIndex index() const;
@@ -97,9 +102,15 @@ class SparseCode final : public Model {
   // Of one in tiles.
   void accumulate_tiles(const Batch& batch);
   template <class S>
-  void thresholded_tile(const Rows& part, bool add);
+  void thresholded_tile(const Rows& part);
   template <class S>
-  void gated_tile(const Rows& part, bool add);
+  void gated_tile(const Rows& part);
+  bool collects() const;
+  bool collect_tile(const Rows& part, const Tensor& z);
+  Code collected(const Selected& elements, std::int64_t rows) const;
+  template <class S>
+  void add_collected(std::int64_t rows);
+  double penalty_weight() const;
   template <class S>
   void decode_tile(const Rows& part, const Tensor& code, const Tensor& extra, const double* factor,
                    const Tensor& errors, const Tensor& losses);
@@ -136,7 +147,9 @@ class SparseCode final : public Model {
   Tensor *gate_sums_ = nullptr, *through_ = nullptr, *fired_ = nullptr, *squares_ = nullptr;
   Tensor *pull_ = nullptr, *forward_sums_ = nullptr, *backward_sums_ = nullptr, *vector_sums_ = nullptr;
   Tensor *gate_errors_ = nullptr, *gain_ = nullptr, *pull_sums_ = nullptr;
-  Selected main_, auxiliary_;
+  Tensor *near_sums_ = nullptr, *element_sums_ = nullptr;
+  Selected main_, auxiliary_, near_;
+  std::int64_t dense_tiles_ = 0;  // of this step
   Tile tile_;
   LatentIndex index_;
   Tensor* index_parts_[6] = {};

@@ -8,6 +8,8 @@ namespace {
 
 constexpr std::int64_t kTileElements = std::int64_t{1} << 24;
 constexpr std::int64_t kFewestRows = 64, kMostRows = 1024;  // of a tile
+// A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
+constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
 
 // Of a vector.
 Tensor columns_of(const Tensor& row, std::int64_t first, std::int64_t count) {
@@ -31,15 +33,30 @@ void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
   tile_.code = make("tile_code");
   tile_.delta = make("tile_delta");
   forward_sums_ = &scratch.declare("forward_sums", ForwardSums::count, n, DType::f64);
-  backward_sums_ = &scratch.declare("backward_sums", BackwardSums::count, n, DType::f64);
+  backward_sums_ = &scratch.declare("backward_sums", std::max(BackwardSums::count, GateSums::count), n, DType::f64);
   pull_ = &scratch.declare("pull", 1, n, DType::f64);
   pull_sums_ = &scratch.declare("pull_sums", PenaltyPull::sums, n, DType::f64);
-  if (!is("gated")) return;
+  if (!is("gated")) return declare_collected(scratch, rows);
   tile_.opening = make("tile_opening");
   tile_.opening_slope = make("tile_opening_slope");
   gain_ = &scratch.declare("gain", 1, n, spec_.dtype);
   gate_errors_ = &scratch.declare("gate_errors", tile, spec_.n_outputs, spec_.dtype);
   gate_sums_ = &scratch.declare("gate_sums", 1, spec_.n_outputs, DType::f64);
+}
+
+void SparseCode::declare_collected(Arena& scratch, std::int64_t rows) {
+  const std::int64_t n = code_.latents;
+  near_sums_ = &scratch.declare("near_sums", 1, n, DType::f64);
+  element_sums_ = &scratch.declare("element_sums", 1, n, spec_.dtype);
+  if (!collects()) return;
+  declare_selected(scratch, main_, "above", rows, rows * (n / kAboveShare));
+  if (is("jump_relu")) declare_selected(scratch, near_, "near", rows, rows * (n / kNearShare));
+  declare_index(scratch, rows * (n / kAboveShare));
+}
+
+// Whether a tile with few elements goes on as a list of them. The penalty on dead latents looks at all of theirs.
+bool SparseCode::collects() const {
+  return !is("gated") && code_.latents >= kAboveShare && constants().pre_act_weight == 0;
 }
 
 // Whether the penalty is weighed by norms of the decoder's rows, and whether it has a gradient by them.
@@ -58,6 +75,7 @@ Thresholded<S> SparseCode::thresholded(const Tensor& weight) const {
           weight.as<S>(),
           watches ? since_->as<double>() : nullptr,
           code_.dead_after,
+          static_cast<S>(is("jump_relu") ? code_.bandwidth / 2 : 0),
           static_cast<S>(code_.tanh_scale),
           penalty_of(code_.sparsity)};
 }
@@ -75,6 +93,8 @@ void SparseCode::accumulate_tiles(const Batch& batch) {
       backend_.map(*gain_, as_kernel(ExpOf<decltype(s)>{{}, w_.log_gain->as<decltype(s)>()}), {});
     });
   }
+  dense_tiles_ = 0;
+  if (with_gradient_) backend_.fill(*backward_sums_, 0);
   for (std::int64_t first = 0; first < rows; first += tile) {
     const std::int64_t count = std::min(tile, rows - first);
     const Rows part{input_.slice_rows(first, count),
@@ -83,12 +103,13 @@ void SparseCode::accumulate_tiles(const Batch& batch) {
                     columns_of(batch.weight, first, count),
                     errors_->slice_rows(first, count),
                     losses_->slice_rows(first, count),
-                    last_losses_->slice_rows(first, count)};
+                    last_losses_->slice_rows(first, count),
+                    first};
     with_scalar(spec_.dtype, [&](auto s) {
       if (is("gated"))
-        gated_tile<decltype(s)>(part, first > 0);
+        gated_tile<decltype(s)>(part);
       else
-        thresholded_tile<decltype(s)>(part, first > 0);
+        thresholded_tile<decltype(s)>(part);
     });
   }
   close_tiles(rows);
@@ -104,31 +125,96 @@ void SparseCode::decode_tile(const Rows& part, const Tensor& code, const Tensor&
 }
 
 template <class S>
-void SparseCode::thresholded_tile(const Rows& part, bool add) {
+void SparseCode::thresholded_tile(const Rows& part) {
   const std::int64_t count = part.inputs.rows;
   const Tensor z = tile_.z->slice_rows(0, count), code = tile_.code->slice_rows(0, count),
                delta = tile_.delta->slice_rows(0, count);
   const Thresholded<S> how = thresholded<S>(part.weight);
   const Kernel forward = as_kernel(ForwardCode<S>{{}, how, z.view<S>()});
-  backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward, {*forward_sums_, add});
+  backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward, {*forward_sums_, part.first > 0});
+  if (collect_tile(part, z)) return;
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   if (!with_gradient_) return;
-  const double window = is("jump_relu") ? code_.bandwidth / 2 : 0;
-  const Kernel backward =
-      as_kernel(BackwardCode<S>{{},
-                                how,
-                                z.view<const S>(),
-                                static_cast<S>(window),
-                                penalty_of(code_.sparsity) == CodePenalty::none ? 0 : code_.sparsity_weight,
-                                constants().pre_act_weight,
-                                memory_.scalars});
+  const bool add = dense_tiles_++ > 0;
+  const Kernel backward = as_kernel(BackwardCode<S>{
+      {}, how, z.view<const S>(), penalty_weight(), constants().pre_act_weight, memory_.scalars});
   backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, add});
   backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
   backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
 }
 
+double SparseCode::penalty_weight() const {
+  return penalty_of(code_.sparsity) == CodePenalty::none ? 0 : code_.sparsity_weight;
+}
+
+Code SparseCode::collected(const Selected& elements, std::int64_t rows) const {
+  return {rows, shaped(*elements.starts, 1, rows + 1), 0, *elements.latents, *elements.values};
+}
+
+// Goes on with the elements of a tile that has few: what they decode to, and their slopes.
+bool SparseCode::collect_tile(const Rows& part, const Tensor& z) {
+  if (!collects()) return false;
+  const std::int64_t rows = batch_.rows(), count = z.rows, n = code_.latents;
+  const bool windowed = is("jump_relu");
+  const Code above = collected(main_, rows), near = windowed ? collected(near_, rows) : Code{};
+  Collection all{z, w_.threshold == nullptr ? Tensor{} : *w_.threshold, windowed ? code_.bandwidth / 2 : 0,
+                 part.first, above, near, count * (n / kAboveShare), count * (n / kNearShare)};
+  if (!backend_.collect(all)) return false;
+  const auto of_tile = [&](Code code) {
+    code.rows = count;
+    code.starts = columns_of(code.starts, part.first, count + 1);
+    return code;
+  };
+  Decoding decoding{};
+  decoding.code = of_tile(above);
+  decoding.weight = *w_.decoder;
+  decoding.bias = *w_.decoder_bias;
+  decoding.extra = part.extra;
+  decoding.prefixes = prefixes_;
+  decoding.target = part.target;
+  decoding.row_weight = part.weight;
+  decoding.factor = &sums()->factor;
+  decoding.errors = part.errors;
+  decoding.losses = shaped(part.losses, 1, count);
+  if (with_gradient_) decoding.slopes = *main_.slopes;
+  if (with_gradient_ && windowed) {
+    decoding.more = of_tile(near);
+    decoding.more_slopes = *near_.slopes;
+  }
+  backend_.decode(decoding);
+  return true;
+}
+
+// What the elements that were collected add to the gradient.
 template <class S>
-void SparseCode::gated_tile(const Rows& part, bool add) {
+void SparseCode::add_collected(std::int64_t rows) {
+  backend_.fill(*near_sums_, 0);
+  backend_.fill(*element_sums_, 0);
+  if (!collects()) return;
+  const auto finish = [&](const Selected& elements) {
+    if (penalty_weight() == 0) return;
+    const Kernel kernel = as_kernel(ElementSlope<S>{{},
+                                                    thresholded<S>(batch_.weight),
+                                                    elements.starts->as<std::int32_t>(),
+                                                    elements.latents->as<std::int32_t>(),
+                                                    elements.values->as<S>(),
+                                                    rows,
+                                                    penalty_weight(),
+                                                    memory_.scalars});
+    backend_.map(*elements.slopes, kernel, {});
+  };
+  finish(main_);
+  const CodeGradient part{collected(main_, rows), *main_.slopes, prefixes_};
+  backend_.index_latents({&part, 1}, 1, index(), *fired_);
+  if (!is("jump_relu")) return;
+  finish(near_);
+  Code near = collected(near_, rows);
+  near.values = *near_.slopes;
+  backend_.sum_by_latent(near, *near_sums_);
+}
+
+template <class S>
+void SparseCode::gated_tile(const Rows& part) {
   const std::int64_t count = part.inputs.rows;
   const Tensor p = tile_.z->slice_rows(0, count), code = tile_.code->slice_rows(0, count),
                delta = tile_.delta->slice_rows(0, count), opening = tile_.opening->slice_rows(0, count),
@@ -136,17 +222,18 @@ void SparseCode::gated_tile(const Rows& part, bool add) {
                gate_errors = gate_errors_->slice_rows(0, count);
   const GateParameters<S> how = gate<S>(part.weight, *gain_);
   const Kernel forward = as_kernel(ForwardGate<S>{{}, how, code.view<S>(), opening.view<S>()});
-  backend_.product({part.inputs}, {*w_.encoder, true}, p, false, &forward, {*forward_sums_, add});
+  backend_.product({part.inputs}, {*w_.encoder, true}, p, false, &forward, {*forward_sums_, part.first > 0});
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   decode_tile<S>(part, opening, {}, &sums()->gate_factor, gate_errors, part.gate_losses);
   if (!with_gradient_) return;
+  const bool add = dense_tiles_++ > 0;
   backend_.product({gate_errors}, {*w_.decoder, true}, opening_slope, false, nullptr, {});
   const Kernel backward =
       as_kernel(BackwardGate<S>{{},
                                 how,
                                 p.view<const S>(),
                                 opening_slope.view<const S>(),
-                                penalty_of(code_.sparsity) == CodePenalty::none ? 0 : code_.sparsity_weight,
+                                penalty_weight(),
                                 memory_.scalars});
   backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, add});
   backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
@@ -174,7 +261,10 @@ void SparseCode::close_tiles(std::int64_t rows) {
                           {gate_losses, 1, &s->gate_loss}};
   backend_.add_totals({totals, is("gated") ? std::size(totals) : std::size(totals) - 1});
   if (!with_gradient_) return;
-  backend_.measure_latents(latent_rows(), *squares_, {});
+  with_scalar(spec_.dtype, [&](auto scalar) {
+    if (!is("gated")) add_collected<decltype(scalar)>(rows);
+  });
+  backend_.measure_latents(latent_rows(), *squares_, collects() ? *element_sums_ : Tensor{});
   const auto squares = [&](std::int64_t row) {
     return shaped(vector_sums_->slice_rows(row, 1), 1, code_.latents);
   };
@@ -193,11 +283,15 @@ void SparseCode::close_tiles(std::int64_t rows) {
                    {pull_sums_->slice_rows(0, 1)});
       return;
     }
-    from_sums(*bias_gradient_, BackwardSums::delta, 0);
+    const Kernel bias = as_kernel(
+        CodeBiasGradient<S>{{}, sums_at(BackwardSums::delta), element_sums_->as<S>()});
+    backend_.map(*bias_gradient_, bias, {squares(0)});
     if (w_.threshold == nullptr) return;
     backend_.map(gradient_of(w_.threshold),
                  as_kernel(ThresholdGradient<S>{{},
+                                                forward_sums_->as<double>(),
                                                 backward_sums_->as<double>(),
+                                                near_sums_->as<double>(),
                                                 code_.latents,
                                                 w_.threshold->as<S>(),
                                                 pulls() ? norms_->as<S>() : nullptr,

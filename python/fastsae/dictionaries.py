@@ -216,9 +216,9 @@ lr_gamma, max_grad_norm
 
     def _defaults_of(self, architecture: str) -> dict[str, Any]:
         own = DEFAULTS[architecture]
-        norm = own.get("decoder_norm", SparseCodeConfig.decoder_norm) if self.decoder_norm == AUTO else self.decoder_norm
-        length = {"unit": 1.0, "free": own.get("decoder_init_norm", 0.1)}.get(norm, 0.1)
-        own = {**own, "decoder_init_norm": length}
+        norm = own.get("decoder_norm", "unit") if self.decoder_norm == AUTO else self.decoder_norm
+        free = own.get("decoder_init_norm", 0.1) if norm == "free" else 0.1
+        own = {**own, "decoder_init_norm": 1.0 if norm == "unit" else free}
         return own if self.preset is None else own | preset_options(self.preset, architecture)
 
     # Inference

@@ -75,7 +75,7 @@ class Engine:
             cuda_blas()
         core = config.core()
         self._core = _core.Engine(core, device, full_batch_rows)
-        if "batch_threshold" in self.names():
+        if core.get("activation") == "batch_topk":
             self.set("batch_threshold", [core["threshold_start"]])
 
     @property

@@ -86,6 +86,12 @@ std::map<std::string, ModelSpec> other_models() {
   code.kind = "gaussian";
   code.beta = 0.7;
   all["variational"] = model_of({code, dense(2, 5, 11, "sigmoid")}, DType::f64);
+  for (const char* activation : {"topk", "batch_topk", "relu", "jump_relu", "gated"})
+    all[activation] = sparse_model(DType::f64, 11, 40, activation);
+  all["topk"].sparse_code->dead_after = 300;
+  all["topk"].sparse_code->decoder_norm = "rescale";
+  all["batch_topk"].sparse_code->prefixes = {15, 40};
+  all["batch_topk"].sparse_code->prefix_weights = {1, 2};
   return all;
 }
 

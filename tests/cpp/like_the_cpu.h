@@ -24,6 +24,23 @@ class LikeTheCpu : public Backend {
   void map_each(std::span<const Mapped> items) override { cpu_->map_each(items); }
   void encode_select(const Selection& selection) override { cpu_->encode_select(selection); }
   void encode_select_batch(const BatchSelection& selection) override { cpu_->encode_select_batch(selection); }
+  void select_dead(const DeadSelection& selection) override { cpu_->select_dead(selection); }
+  void decode(const Decoding& decoding) override { cpu_->decode(decoding); }
+  void write_code(const Code& code, Tensor rows) override { cpu_->write_code(code, rows); }
+  void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
+                     Tensor fired) override {
+    cpu_->index_latents(codes, slots, index, fired);
+  }
+  void measure_latents(const LatentRows& rows, Tensor squares, Tensor sums) override {
+    cpu_->measure_latents(rows, squares, sums);
+  }
+  void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) override {
+    cpu_->write_latents(rows, encoder, decoder);
+  }
+  void update_latents(const LatentRows& rows, const LatentUpdate& update) override {
+    cpu_->update_latents(rows, update);
+  }
+  void row_norms(Tensor of, Tensor norms) override { cpu_->row_norms(of, norms); }
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     cpu_->unfold(windows, images, columns);
   }

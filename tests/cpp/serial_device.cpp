@@ -201,9 +201,17 @@ class SerialDevice final : public Backend {
                           select_grid(scores, first, part);
                         });
   }
-  void encode_select_batch(const BatchSelection&) override {
-    throw DeviceError("batch_topk: not on GPUs yet");
+  void encode_select_batch(const BatchSelection&) override { not_yet("encode_select_batch"); }
+  void select_dead(const DeadSelection&) override { not_yet("select_dead"); }
+  void decode(const Decoding&) override { not_yet("decode"); }
+  void write_code(const Code&, Tensor) override { not_yet("write_code"); }
+  void index_latents(std::span<const CodeGradient>, std::int64_t, const LatentIndex&, Tensor) override {
+    not_yet("index_latents");
   }
+  void measure_latents(const LatentRows&, Tensor, Tensor) override { not_yet("measure_latents"); }
+  void write_latents(const LatentRows&, Tensor, Tensor) override { not_yet("write_latents"); }
+  void update_latents(const LatentRows&, const LatentUpdate&) override { not_yet("update_latents"); }
+  void row_norms(Tensor, Tensor) override { not_yet("row_norms"); }
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     begin([=] { unfold_grid(windows, images, columns); });
   }
@@ -272,6 +280,10 @@ class SerialDevice final : public Backend {
   void poll() override {}
 
  private:
+  [[noreturn]] static void not_yet(const char* what) {
+    throw DeviceError(text(what, ": sparse codes do not run on GPUs yet; use device='cpu'"));
+  }
+
   using Calls = std::vector<std::function<void()>>;
 
   static std::optional<Kernel> optional(const Kernel* kernel) {

@@ -92,6 +92,37 @@ inline ModelSpec classic_model(DType dtype, std::int64_t features, std::int64_t 
   return spec;
 }
 
+// A sparse code; `activation` as python/fastsae/sparse_code.py names it.
+inline ModelSpec sparse_model(DType dtype, std::int64_t features, std::int64_t latents,
+                              const std::string& activation) {
+  SparseCodeSpec code{};
+  code.latents = latents;
+  code.activation = activation;
+  code.pre_bias = true;
+  code.decoder_norm = "unit";
+  code.project_gradient = true;
+  code.k = code.k_start = 3;
+  code.prefixes = {latents};
+  code.prefix_weights = {1};
+  code.sparsity = activation == "topk" || activation == "batch_topk" ? "none" : "l1";
+  code.sparsity_weight = 0.1;
+  code.sparsity_by_norm = true;
+  code.bandwidth = 0.1;
+  code.gate_weight = 1;
+  code.aux_k = features / 2;
+  code.aux_weight = 1.0 / 32;
+  code.aux_relu = code.aux_share = true;
+  code.aux_reduction = "residual";
+  code.dead_after = -1;
+  code.threshold_decay = 0.9;
+  ModelSpec spec{};
+  spec.sparse_code = code;
+  spec.n_features = spec.n_outputs = features;
+  spec.loss_reduction = "sum";
+  spec.dtype = dtype;
+  return spec;
+}
+
 inline std::vector<double> values_of(const Engine& engine, const std::string& name) {
   const auto size = static_cast<std::size_t>(engine.tensor(name).size());
   std::vector<double> values(size);
