@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 from report import report
-from sae_cases import BATCH, CASES, DIFFERENCES, STEPS, Case, D, Found, N, far, problem
+from sae_cases import BATCH, CASES, STEPS, Case, D, Found, N, far, problem
+from sae_differences import DIFFERENCES
 from sae_files import EXCHANGES, write
 from sae_files import compared as files_compared
 from tables import agreement_table

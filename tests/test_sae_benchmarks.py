@@ -45,10 +45,10 @@ def test_contenders_train_the_same_sparse_code(name: str, scripts: None) -> None
 def test_the_record_of_agreement_has_every_case(scripts: None) -> None:
     """All cases, differences and files of today, each as it must be."""
     tables = importlib.import_module("tables")
-    cases, files = importlib.import_module("sae_cases"), importlib.import_module("sae_files")
+    cases, files, others = map(importlib.import_module, ("sae_cases", "sae_files", "sae_differences"))
     record = tables.committed("agreement-sae")
     assert [row["case"] for row in record["cases"]] == [case.name for case in cases.CASES]
-    assert [row["name"] for row in record["differences"]] == [difference.name for difference in cases.DIFFERENCES]
+    assert [row["name"] for row in record["differences"]] == [difference.name for difference in others.DIFFERENCES]
     assert [row["file"] for row in record["files"]] == [exchange.name for exchange in files.EXCHANGES]
     assert all(row["agree"] for row in record["cases"] + record["files"])
     assert all(row["as_said"] for row in record["differences"])
