@@ -73,6 +73,7 @@ def test_gradient(model: str, count: int, loud: int, dtype: str, device: str) ->
         assert_near(name, engine.get("gradient." + name), gradient, rounded[name], dtype)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("model", MODELS)
 def test_training(model: str, device: str) -> None:
     """Steps that change from one kind to the other; float64, where both decide alike which elements are there."""

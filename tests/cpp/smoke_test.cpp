@@ -112,6 +112,41 @@ void training_is_equal_for_any_number_of_threads() {
   }
 }
 
+// Selected codes with dead latents and prefixes, lists and tiles of the others, gates; the last batch is shorter.
+void sparse_codes_are_equal_for_any_number_of_threads() {
+  constexpr std::int64_t kLatents = 300, kCount = 1200;
+  const std::vector<float> x = numbers<float>(kCount * kFeatures, 1, -1);
+  const RowSource rows{x.data(), kCount, kFeatures, kFeatures * sizeof(float), DType::f32};
+  for (const char* activation : {"topk", "batch_topk", "relu", "jump_relu", "gated"}) {
+    ModelSpec spec = sparse_model(DType::f32, kFeatures, kLatents, activation);
+    spec.sparse_code->dead_after = spec.sparse_code->activation == "topk" ? 500 : -1;
+    if (spec.sparse_code->activation == "batch_topk") {
+      spec.sparse_code->prefixes = {40, kLatents};
+      spec.sparse_code->prefix_weights = {1, 1};
+    }
+    std::map<std::string, Bytes> first;
+    for (const int threads : {1, 2, 4}) {
+      set_num_threads(threads);
+      Engine engine(spec, kAdam, make_backend("cpu", Precision::full, {}), 0);
+      for (const char* name : {"W_enc", "W_dec"}) {
+        std::vector<float> weights = numbers<float>(kLatents * kFeatures, 7, -1);
+        for (float& w : weights) w *= 0.2f;
+        engine.write(name, weights.data());
+      }
+      engine.run({rows}, nullptr, kCount, 500);
+      (void)engine.encode_sparse(rows);
+      std::map<std::string, Bytes> all;
+      for (const std::string& name : engine.names()) {
+        if (name.starts_with("gradient.W")) continue;  // without memory where no matrix was needed
+        Bytes& bytes = all[name] = Bytes(bytes_of(engine.tensor(name)));
+        engine.read(name, bytes.data());
+      }
+      if (first.empty()) first = all;
+      check(first == all, std::string(activation) + ": the same bits for any number of threads");
+    }
+  }
+}
+
 template <class S>
 void many_threads_encode() {
   Fixture<S> f;
@@ -273,6 +308,7 @@ int main() {
   forked_child_works();
   training_is_equal_for_any_number_of_threads<float>();
   training_is_equal_for_any_number_of_threads<double>();
+  sparse_codes_are_equal_for_any_number_of_threads();
   many_threads_encode<float>();
   many_threads_encode<double>();
   encoders_and_a_trainer_take_turns();
