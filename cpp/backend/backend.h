@@ -105,7 +105,8 @@ struct BatchSelection {
   Tensor columns;      // [1 x count] of i32
   Tensor values;       // [1 x count]
   double* smallest;    // the last that is kept, or 0
-  const double* hint = nullptr;  // about what that may be, or none; only the speed depends on it
+  // About what that may be, or none; only the speed depends on it.
+  const double* hint = nullptr;
 };
 
 // Called now and then on the thread that entered the library, between pieces of work; cancels by throwing.

@@ -87,7 +87,8 @@ struct LatentIndex {
   Tensor slots;   // [1 x capacity] of i32: row * slots of a row + slot
   Tensor values;  // [1 x capacity]
   Tensor slopes;  // [1 x capacity]
-  Tensor segments;  // [2 capacity / kSegment + 1 x 2] of i32: of a long list's pieces, latent and first element
+  Tensor
+      segments;  // [2 capacity / kSegment + 1 x 2] of i32: of a long list's pieces, latent and first element
   Tensor partials;  // [rows of segments x outputs + features]: their sums
   static constexpr std::int64_t kSegment = 512;
 };

@@ -9,7 +9,7 @@
 namespace fastsae::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 16;  // of a task
+constexpr std::int64_t kRows = 16;   // of a task
 constexpr std::int64_t kLanes = 32;  // columns that are looked at together
 
 template <class S>
@@ -101,9 +101,8 @@ bool collect_tile(const Collection& all, Scratch& scratch, const Parallel& paral
   auto* above = aligned<std::int32_t>(lease.data());
   std::int32_t* near = above + rows;
   const Even parts = Even::at_most(rows, kRows);
-  parallel(parts.parts, [&](std::int64_t part) {
-    run_at_level(CountElements<S>{{all}, above, near}, parts[part]);
-  });
+  parallel(parts.parts,
+           [&](std::int64_t part) { run_at_level(CountElements<S>{{all}, above, near}, parts[part]); });
   bool fits = append(all.above, all.first, above, rows, all.most_above);
   if (all.half_width > 0) {
     if (!fits) std::fill_n(near, rows, 0);

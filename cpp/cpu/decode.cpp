@@ -73,7 +73,8 @@ struct DecodeRows {
                                                   std::int64_t width) const {
     const S* values = d.code.values.as<S>();
     for (; at + 4 <= end; at += 4) {
-      const S* x[4] = {latent(d.code, at), latent(d.code, at + 1), latent(d.code, at + 2), latent(d.code, at + 3)};
+      const S* x[4] = {latent(d.code, at), latent(d.code, at + 1), latent(d.code, at + 2),
+                       latent(d.code, at + 3)};
       add_scaled<S, 4>(out, x, values + at, width);
     }
     for (; at < end; ++at) {

@@ -84,8 +84,9 @@ using SparseCodeKernels = TypeList<Centered<S>, CopySumming<S>, SquaredDeviation
                                    ColumnSum<S>, SquareSum<S>, DecoderBiasGradient<S>, InferCode<S>,
                                    InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
 template <class S>
-using DenseCodeKernels = TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, CodeBiasGradient<S>, ForwardGate<S>, BackwardGate<S>, ExpOf<S>,
-                                  CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
+using DenseCodeKernels =
+    TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, CodeBiasGradient<S>, ForwardGate<S>,
+             BackwardGate<S>, ExpOf<S>, CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
 using CodeScalarKernels =
     TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
 

@@ -33,7 +33,8 @@ void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
   tile_.code = make("tile_code");
   tile_.delta = make("tile_delta");
   forward_sums_ = &scratch.declare("forward_sums", ForwardSums::count, n, DType::f64);
-  backward_sums_ = &scratch.declare("backward_sums", std::max(BackwardSums::count, GateSums::count), n, DType::f64);
+  backward_sums_ =
+      &scratch.declare("backward_sums", std::max(BackwardSums::count, GateSums::count), n, DType::f64);
   pull_ = &scratch.declare("pull", 1, n, DType::f64);
   pull_sums_ = &scratch.declare("pull_sums", PenaltyPull::sums, n, DType::f64);
   if (!is("gated")) return declare_collected(scratch, rows);
@@ -131,7 +132,8 @@ void SparseCode::thresholded_tile(const Rows& part) {
                delta = tile_.delta->slice_rows(0, count);
   const Thresholded<S> how = thresholded<S>(part.weight);
   const Kernel forward = as_kernel(ForwardCode<S>{{}, how, z.view<S>()});
-  backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward, {*forward_sums_, part.first > 0});
+  backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward,
+                   {*forward_sums_, part.first > 0});
   if (collect_tile(part, z)) return;
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   if (!with_gradient_) return;
@@ -157,8 +159,14 @@ bool SparseCode::collect_tile(const Rows& part, const Tensor& z) {
   const std::int64_t rows = batch_.rows(), count = z.rows, n = code_.latents;
   const bool windowed = is("jump_relu");
   const Code above = collected(main_, rows), near = windowed ? collected(near_, rows) : Code{};
-  Collection all{z, w_.threshold == nullptr ? Tensor{} : *w_.threshold, windowed ? code_.bandwidth / 2 : 0,
-                 part.first, above, near, count * (n / kAboveShare), count * (n / kNearShare)};
+  Collection all{z,
+                 w_.threshold == nullptr ? Tensor{} : *w_.threshold,
+                 windowed ? code_.bandwidth / 2 : 0,
+                 part.first,
+                 above,
+                 near,
+                 count * (n / kAboveShare),
+                 count * (n / kNearShare)};
   if (!backend_.collect(all)) return false;
   const auto of_tile = [&](Code code) {
     code.rows = count;
@@ -228,13 +236,8 @@ void SparseCode::gated_tile(const Rows& part) {
   if (!with_gradient_) return;
   const bool add = dense_tiles_++ > 0;
   backend_.product({gate_errors}, {*w_.decoder, true}, opening_slope, false, nullptr, {});
-  const Kernel backward =
-      as_kernel(BackwardGate<S>{{},
-                                how,
-                                p.view<const S>(),
-                                opening_slope.view<const S>(),
-                                penalty_weight(),
-                                memory_.scalars});
+  const Kernel backward = as_kernel(BackwardGate<S>{
+      {}, how, p.view<const S>(), opening_slope.view<const S>(), penalty_weight(), memory_.scalars});
   backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, add});
   backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
   backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
@@ -283,8 +286,8 @@ void SparseCode::close_tiles(std::int64_t rows) {
                    {pull_sums_->slice_rows(0, 1)});
       return;
     }
-    const Kernel bias = as_kernel(
-        CodeBiasGradient<S>{{}, sums_at(BackwardSums::delta), element_sums_->as<S>()});
+    const Kernel bias =
+        as_kernel(CodeBiasGradient<S>{{}, sums_at(BackwardSums::delta), element_sums_->as<S>()});
     backend_.map(*bias_gradient_, bias, {squares(0)});
     if (w_.threshold == nullptr) return;
     backend_.map(gradient_of(w_.threshold),
