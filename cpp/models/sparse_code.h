@@ -83,7 +83,8 @@ class SparseCode final : public Model {
   CodeConstants constants() const;
   CodeSums* sums() const { return static_cast<CodeSums*>(sums_->data); }
   LatentIndex index() const;
-  LatentRows latent_rows() const;
+  LatentRows latent_rows(bool project) const;
+  bool projects() const { return code_.decoder_norm == "unit" && code_.project_gradient; }
   // Sums of the slopes by z, [1 x latents].
   Tensor delta_sums() const {
     return is("gated") ? shaped(through_->slice_rows(1, 1), 1, code_.latents) : *bias_gradient_;

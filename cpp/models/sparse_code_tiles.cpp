@@ -267,7 +267,7 @@ void SparseCode::close_tiles(std::int64_t rows) {
   with_scalar(spec_.dtype, [&](auto scalar) {
     if (!is("gated")) add_collected<decltype(scalar)>(rows);
   });
-  backend_.measure_latents(latent_rows(), *squares_, collects() ? *element_sums_ : Tensor{});
+  backend_.measure_latents(latent_rows(projects()), *squares_, collects() ? *element_sums_ : Tensor{});
   const auto squares = [&](std::int64_t row) {
     return shaped(vector_sums_->slice_rows(row, 1), 1, code_.latents);
   };
