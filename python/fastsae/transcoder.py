@@ -123,7 +123,7 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
         return self.reconstruct(X, out)
 
     @property
-    def score_samples(self) -> Any:  # type: ignore[override]
+    def score_samples(self) -> Any:
         """Not there: a score needs y, see `score_rows`."""
         raise AttributeError(f"a {type(self).__name__} scores rows with their y: score_rows(X, y)")
 
