@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -298,6 +300,33 @@ def test_a_file_keeps_everything(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.transform(data()), model.transform(data()))
     np.testing.assert_array_equal(loaded.reconstruct(data()), model.reconstruct(data()))
     np.testing.assert_array_equal(loaded.dead_latents_, model.dead_latents_)
+
+
+DAMAGE: dict[str, tuple[str, np.ndarray, str]] = {
+    "shape": ("trainer.frequency", np.ones(M + 1), r"tensor 'trainer.frequency': expected float64 \(20,\), got"),
+    "type": (
+        "trainer.fired",
+        np.ones(M + 1, np.float32),
+        r"tensor 'trainer.fired': expected float64 .* got float32",
+    ),
+    "NaN": ("rows_since_fired", np.full(M, np.nan), "tensor 'rows_since_fired' holds NaN"),
+    "unknown": ("trainer.window", np.ones(M), "tensor 'trainer.window' is unknown"),
+    "weights": ("W_enc", np.ones((M, D + 1), np.float32), r"tensor 'W_enc': expected shape \(20, 6\), got \(20, 7\)"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_refused(kind: str, tmp_path: Path) -> None:
+    name, value, text = DAMAGE[kind]
+    path = tmp_path / "model"
+    fitted("topk", log_every=4).save(path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    assert {"trainer.frequency", "trainer.fired"} <= set(tensors)
+    save_file({**tensors, name: value}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=text):
+        fastsae.load(path)
 
 
 def test_one_pass_is_one_epoch() -> None:
