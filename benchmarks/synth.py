@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=102_400, help="rows that scores are measured on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--libraries", nargs="+", choices=LEARNERS, default=tuple(LEARNERS))
+    parser.add_argument("--libraries", nargs="+", choices=LEARNERS, default=("saelens", "ours"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peers", default=sys.executable, help="the interpreter that has SAELens")
     parser.add_argument("--folder", type=Path, help="where rows and finished trainings are kept")
