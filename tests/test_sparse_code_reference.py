@@ -429,7 +429,7 @@ def test_sparsity_warm_up() -> None:
     shares = []
     for model.steps in range(6):
         shares.append(model.evaluate(X)["sparsity"] / full)
-    assert_close(shares, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert_close(shares, [0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
 
 
 def test_auxiliary_by_hand() -> None:

@@ -99,8 +99,7 @@ void Engine::encode(const RowSource& x, RowTarget code) const {
 }
 
 Engine::SparseRows Engine::encode_sparse(const RowSource& x) const {
-  constexpr std::int64_t kElements = std::int64_t{1} << 22;
-  const std::int64_t cols = code_width(), at_once = std::clamp<std::int64_t>(kElements / cols, 1, x.rows);
+  const std::int64_t cols = code_width(), at_once = std::min(rows_at_once(cols), x.rows);
   std::vector<std::byte> block(static_cast<std::size_t>(at_once * cols) * size_of(dtype_));
   SparseRows made{{0}, {}, {}};
   for (std::int64_t first = 0; first < x.rows; first += at_once) {

@@ -51,12 +51,11 @@ CodeConstants SparseCode::constants() const {
 }
 
 void SparseCode::set_step(StepScalars& scalars, std::int64_t step) {
-  const auto part = [step](std::int64_t length, std::int64_t done) {
-    return length > 0 ? std::min(1.0, static_cast<double>(step - 1 + done) / static_cast<double>(length))
-                      : 1.0;
+  const auto done = [step](std::int64_t length) {
+    return length > 0 ? std::min(1.0, static_cast<double>(step - 1) / static_cast<double>(length)) : 1.0;
   };
-  scalars.penalty_share = part(code_.sparsity_warm_up, 1);
-  k_ = code_.k + (code_.k_start - code_.k) * (1 - part(code_.k_warm_up, 0));
+  scalars.penalty_share = done(code_.sparsity_warm_up);
+  k_ = code_.k + (code_.k_start - code_.k) * (1 - done(code_.k_warm_up));
   if (is("topk")) k_ = std::max(1.0, std::round(k_));
 }
 

@@ -8,7 +8,7 @@ latents; row j of ``W_dec [n, o]`` is what latent j writes, and ``nu_j`` its Euc
 z, and ``y^ = b_dec + a W_dec (+ x W_skip')``. The code is ``c_j = a_j s_j``: ``s_j = nu_j`` under
 ``decoder_norm="rescale"``, else 1. The cost of one batch is
 
-``J = R + min(1, t / sparsity_warm_up) sparsity_weight Omega + A``
+``J = R + min(1, (t - 1) / sparsity_warm_up) sparsity_weight Omega + A``
 
 in step t = 1, 2, ...: reconstruction, sparsity and the auxiliary loss of the activation. :mod:`fastsae.reference` has
 all of it in NumPy.

@@ -67,7 +67,7 @@ def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slop
         return 0.0
     weight, kind = float(config.sparsity_weight), config.sparsity
     if config.sparsity_warm_up:
-        weight *= min(1.0, batch.t / config.sparsity_warm_up)
+        weight *= min(1.0, (batch.t - 1) / config.sparsity_warm_up)
     return weight * (_of_count if kind in ("step", "quadratic") else _of_size)(config, p, batch, slopes, weight)
 
 
