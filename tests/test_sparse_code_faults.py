@@ -64,7 +64,7 @@ FAULTS: list[tuple[str, str, str, str, Check]] = [
     (L, "delta = 2.0 * omega * share", "delta = 2.0 * share", "weighted matryoshka", gradient),
     (L, "slopes.a[:, :m] +=", "slopes.a[:, :m] =", "matryoshka", gradient),
     (L, "delta.T @ batch.x", "0 * delta.T @ batch.x", "skip transcoder", gradient),
-    (L, "batch.t / config.sparsity_warm_up", "(batch.t - 1) / config.sparsity_warm_up", "relu warm-up", gradient),
+    (L, "(batch.t - 1) / config.sparsity_warm_up", "batch.t / config.sparsity_warm_up", "relu warm-up", gradient),
     (L, "value, slope = off**2, 2.0 * off /", "value, slope = off**2, off /", "jump_relu quadratic", gradient),
     (L, "slopes.on += weight * slope", "slopes.on += slope", "jump_relu step", gradient),
     (L, "by_f, by_q = c * q", "by_f, by_q = q", "relu tanh", gradient),
