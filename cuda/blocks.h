@@ -184,6 +184,11 @@ struct Keep {
   FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
 };
 
+// Whether products end with a kernel; others follow as a pass. One with many sums would fill a tile's shared memory.
+inline constexpr int kMostSums = 2;
+template <class K>
+inline constexpr bool fuses = K::epilogue && K::pass != Pass::row_sum && K::sums <= kMostSums;
+
 // A 64 x 64 tile of a product: 256 members, 4 x 4 outputs each, the inner dimension in slabs of 16.
 struct ProductShape {
   static constexpr int tile = 64, slab = 16, each = 4, side = tile / each, members = side * side;
@@ -203,8 +208,8 @@ struct ProductShared {
 
 // Stages factor elements [first, first + 64) x [k0, k0 + 16): neighbours in memory go to neighbouring members.
 template <class Rows, class S>
-FS_HD void stage(int member, const Rows& factor, std::int64_t first, std::int64_t count,
-                 std::int64_t k0, std::int64_t inner, S (&to)[ProductShape::slab][ProductShape::tile + 1]) {
+FS_HD void stage(int member, const Rows& factor, std::int64_t first, std::int64_t count, std::int64_t k0,
+                 std::int64_t inner, S (&to)[ProductShape::slab][ProductShape::tile + 1]) {
   for (int i = member; i < ProductShape::tile * ProductShape::slab; i += ProductShape::members) {
     const int k = factor.inner == 1 ? i % ProductShape::slab : i / ProductShape::tile;
     const int j = factor.inner == 1 ? i / ProductShape::slab : i % ProductShape::tile;
@@ -215,8 +220,8 @@ FS_HD void stage(int member, const Rows& factor, std::int64_t first, std::int64_
 
 // out = A B (+ out), then the kernel on each element while it is in a register.
 template <class K, class Team, class Right, class S = typename K::Scalar>
-FS_HD void product_block(Team& team, K kernel, Strided<S> a, Right b, std::int64_t inner,
-                         bool accumulate, Out<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
+FS_HD void product_block(Team& team, K kernel, Strided<S> a, Right b, std::int64_t inner, bool accumulate,
+                         Out<S> out, Tile tile, ProductShared<K>& shared, double* partial) {
   using Shape = ProductShape;
   fetch(kernel);
   for (std::int64_t k0 = 0; k0 < inner; k0 += Shape::slab) {
