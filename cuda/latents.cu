@@ -7,8 +7,9 @@
 namespace fastsae::cuda {
 namespace {
 
+// Two blocks at least have room: without a word the compiler takes fewer registers than sums in double need.
 template <class S, class Job>
-__global__ void __launch_bounds__(LatentWork<S>::members)
+__global__ void __launch_bounds__(LatentWork<S>::members, 2)
     latent_kernel(const __grid_constant__ Job job, std::byte* spare, std::int64_t bytes) {
   extern __shared__ __align__(16) std::byte memory[];
   __shared__ SumShared<2> shared;
