@@ -1,11 +1,12 @@
 """What does fastsae do on a GPU: is it right, what could the GPU do, and how do a step and a selection compare?
 
-Five stages, each under ten minutes, each with one JSON file in the output folder:
+Six stages, each under ten minutes, each with one JSON file in the output folder:
 
     correctness   pytest of everything that runs on a device, then compute-sanitizer over a short subset
     ceilings      bandwidths, launches and product rates of this GPU
     layered       a training step against PyTorch (eager, compiled, captured), JAX, and its five products alone
     selection     the encoder's top-k against PyTorch's product and torch.topk
+    sparse        a training step of a TopK dictionary against PyTorch in the manner of three libraries, and its product
     variants      pytest of layers other than dense ones, noise and penalties; then bench_variants.py on the device
 
     python benchmarks/gpu.py --stage layered [--out benchmarks/results]
@@ -47,6 +48,11 @@ TINY_MODELS = [(8, 5, 10, 6), (20, 12, 16, 4)]
 #: features, latents, active, batch
 SELECTIONS = [(768, 24576, 32, 4096), (4096, 131072, 64, 4096)]
 TINY_SELECTIONS = [(16, 256, 4, 32)]
+#: features, latents, active, batch of dictionaries; bf16 is autocast, and otherwise TF32 is on.
+DICTIONARIES = [
+    (d, n, k, b) for d, n, k in ((768, 24576, 32), (2304, 65536, 64), (4096, 131072, 64)) for b in (4096, 32768)
+]
+TINY_DICTIONARIES = [(16, 64, 4, 32)]
 #: rows, columns, inner dimension of products: of the models' forward and weight gradient, and of both encoders.
 PRODUCTS = [
     (256, 196, 784), (4096, 4096, 1024), (4096, 1024, 4096), (4096, 16384, 4096), (16384, 4096, 4096),
@@ -54,6 +60,9 @@ PRODUCTS = [
 ]  # fmt: skip
 TINY_PRODUCTS = [(64, 64, 64)]
 PRECISIONS = ("fp32", "tf32", "bf16")
+
+#: Relative difference of FVU after three steps that the precision of products explains.
+SAME_FVU = 0.02
 
 PEERS = ("torch default", "torch fused", "torch compiled", "torch captured", "jax jit", "jax scan")
 #: max-autotune, on two rows.
@@ -109,6 +118,33 @@ def selection(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         product = median_of(results["select torch product"])
         rows.append({**floors(row, compare(results, "select ours"), product), "floor": "product", **agreement})
     return {"rows": rows, "left_out": left_out, "versions": versions}
+
+
+def sparse(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    left_out, versions = [], {}
+    for precision, (d, n, k, batch) in cases(options, TINY_DICTIONARIES if options.quick else DICTIONARIES):
+        row = {"features": d, "latents": n, "active": k, "batch": batch, "precision": precision}
+        if precision == "fp32" and options.device != "cpu":
+            continue  # nobody trains these without TF32
+        if bench.left() < options.limit * 0.15:
+            left_out.append(row)
+            continue
+        results = bench.race(
+            row, ["sparse ours", "sparse sparsify", "sparse openai", "sparse saelens", "sparse product"]
+        )
+        versions |= take_versions(results)
+        explained = {name: result.get("fvu") for name, result in results.items() if name != "sparse product"}
+        compared = floors(row, compare(results, "sparse ours"), median_of(results["sparse product"]))
+        rows.append({**compared, "floor": "encoder product", "fvu": explained, "same_losses": alike(explained)})
+    return {"rows": rows, "left_out": left_out, "versions": versions}
+
+
+def alike(explained: dict[str, float | None]) -> bool:
+    """Whether ours leaves as much unexplained as the two that take the same steps."""
+    ours = explained.get("sparse ours")
+    theirs = [explained.get(f"sparse {way}") for way in ("sparsify", "openai")]
+    return ours is not None and all(fvu is None or abs(ours - fvu) <= SAME_FVU * fvu for fvu in theirs)
 
 
 def agree(row: Row, folder: Path) -> dict[str, Any]:
@@ -243,6 +279,7 @@ STAGES = {
     "ceilings": ceilings,
     "layered": layered,
     "selection": selection,
+    "sparse": sparse,
     "variants": variants,
 }
 
@@ -331,7 +368,8 @@ def main() -> None:
     name = f"gpu-{options.stage}{some}"
     log = options.out / f"{name}.log"
     log.write_text("")
-    bench, started = Bench(options, log, HERE / "gpu_workers.py"), time.monotonic()
+    workers = HERE / ("sparse_workers.py" if options.stage == "sparse" else "gpu_workers.py")
+    bench, started = Bench(options, log, workers), time.monotonic()
     try:
         outcome = STAGES[options.stage](bench, options)
     finally:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # One stage of gpu.py on a machine with a GPU and no network, in under ten minutes with the build:
 #
-#     bash benchmarks/gpu.sh build|correctness|ceilings|layered|selection|variants [OUT] [options of gpu.py]
+#     bash benchmarks/gpu.sh build|correctness|ceilings|layered|selection|sparse|variants [OUT] [options of gpu.py]
 #
 # Wheels that the machine lacks lie in .whl/. What was built stays in .site/ and is built anew when a source changes.
 # CMAKE_ARGS goes to the build; FASTSAE_GPU_ARCHITECTURES (90a: H100 and H200) says for which GPUs.
@@ -9,7 +9,7 @@ set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stage=${1:?one of build, correctness, ceilings, layered, selection, variants}
+stage=${1:?one of build, correctness, ceilings, layered, selection, sparse, variants}
 out=${2:-benchmarks/results}
 shift $(($# < 2 ? $# : 2))
 mkdir -p "$out"

@@ -33,6 +33,7 @@ GROUPS = {
     "eager": ("torch default", "torch fused"),
     "compiled": ("torch compiled", "torch captured", "torch autotuned"),
     "jax": ("jax jit", "jax scan"),
+    **{way: (f"sparse {way}",) for way in ("sparsify", "openai", "saelens")},
     "torch.topk": ("select torch default", "select torch compiled"),
 }
 #: What libraries take their number of threads from.

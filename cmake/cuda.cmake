@@ -43,7 +43,8 @@ file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/generated/fastsae_contract.h" CONTENT
 
 if(FASTSAE_HAS_CUDA)
   add_library(fastsae_cuda MODULE
-    cuda/cuda_backend.cu cuda/images.cu cuda/map.cu cuda/product.cu cuda/rows.cu cuda/select.cu cuda/small.cu
+    cuda/cuda_backend.cu cuda/images.cu cuda/latents.cu cuda/map.cu cuda/product.cu cuda/rows.cu cuda/select.cu
+    cuda/small.cu cuda/sparse.cu
     cuda/tensor_product.cu cuda/cublaslt.cpp cpp/core/arena.cpp cpp/core/library.cpp)
   set_target_properties(fastsae_cuda PROPERTIES
     CUDA_STANDARD 20 CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden

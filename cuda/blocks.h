@@ -184,6 +184,11 @@ struct Keep {
   FS_HD S operator()(std::int64_t, std::int64_t, S z, S*) const { return z; }
 };
 
+// Whether products end with a kernel; others follow as a pass. One with many sums would fill a tile's shared memory.
+inline constexpr int kMostSums = 2;
+template <class K>
+inline constexpr bool fuses = K::epilogue && K::pass != Pass::row_sum && K::sums <= kMostSums;
+
 // A 64 x 64 tile of a product: 256 members, 4 x 4 outputs each, the inner dimension in slabs of 16.
 struct ProductShape {
   static constexpr int tile = 64, slab = 16, each = 4, side = tile / each, members = side * side;

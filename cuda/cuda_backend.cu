@@ -154,17 +154,58 @@ class CudaBackend final : public Backend {
                         });
   }
 
-  void encode_select_batch(const BatchSelection&) override { not_yet("encode_select_batch"); }
-  void select_dead(const DeadSelection&) override { not_yet("select_dead"); }
-  void decode(const Decoding&) override { not_yet("decode"); }
-  void write_code(const Code&, Tensor) override { not_yet("write_code"); }
-  void index_latents(std::span<const CodeGradient>, std::int64_t, const LatentIndex&, Tensor) override {
-    not_yet("index_latents");
+  void encode_select_batch(const BatchSelection& selection) override {
+    use_device();
+    BatchWork work(selection);
+    work.use(room(codes_, work.bytes()));
+    const auto make = [this](const Selection& part, const Tensor& scores) { score(*this, part, scores); };
+    launch_select_batch(work, make, stream_.get());
   }
-  void measure_latents(const LatentRows&, Tensor, Tensor) override { not_yet("measure_latents"); }
-  void write_latents(const LatentRows&, Tensor, Tensor) override { not_yet("write_latents"); }
-  void update_latents(const LatentRows&, const LatentUpdate&) override { not_yet("update_latents"); }
-  void row_norms(Tensor, Tensor) override { not_yet("row_norms"); }
+
+  void select_dead(const DeadSelection& selection) override {
+    use_device();
+    DeadWork work(selection);
+    work.use(room(codes_, work.bytes()));
+    launch_select_dead(work, stream_.get());
+  }
+
+  void decode(const Decoding& decoding) override {
+    use_device();
+    launch_decode(decoding, stream_.get());
+  }
+
+  void write_code(const Code& code, Tensor rows) override {
+    use_device();
+    launch_write_code(code, rows, stream_.get());
+  }
+
+  void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
+                     Tensor fired) override {
+    use_device();
+    IndexTasks tasks(codes, slots, index, fired);
+    tasks.use(room(codes_, tasks.bytes()));
+    launch_index(tasks, stream_.get());
+  }
+
+  void measure_latents(const LatentRows& rows, Tensor squares, Tensor sums) override {
+    use_device();
+    launch_measure_latents(rows, squares, sums, memory_of(rows), stream_.get());
+  }
+
+  void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) override {
+    use_device();
+    launch_write_latents(rows, encoder, decoder, memory_of(rows), stream_.get());
+  }
+
+  void update_latents(const LatentRows& rows, const LatentUpdate& update) override {
+    use_device();
+    launch_update_latents(rows, update, memory_of(rows), stream_.get());
+  }
+
+  void row_norms(Tensor of, Tensor norms) override {
+    use_device();
+    launch_row_norms(of, norms, stream_.get());
+  }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     use_device();
@@ -262,10 +303,6 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  [[noreturn]] static void not_yet(const char* what) {
-    throw DeviceError(text(what, ": sparse codes do not run on GPUs yet; use device='cpu'"));
-  }
-
   struct Recorded {
     std::int64_t key;
     Graph graph;
@@ -346,6 +383,12 @@ class CudaBackend final : public Backend {
     return scratch.memory.get();
   }
 
+  LatentMemory memory_of(const LatentRows& rows) {
+    LatentMemory memory(rows);
+    if (!memory.in_shared()) memory.spare = room(codes_, memory.spare_bytes());
+    return memory;
+  }
+
   // All passes share it: each has added its own sums up before the next begins.
   double* partials(const Kernel* kernel, const Tensor& out) {
     return static_cast<double*>(room(partial_, partial_doubles(kernel, out) * sizeof(double)));
@@ -372,7 +415,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<CublasLt> blas_;  // or null: our own products do it all
   std::list<Recorded> graphs_;
-  Scratch partial_, scores_, order_;
+  Scratch partial_, scores_, order_, codes_;
 };
 
 }  // namespace

@@ -1,8 +1,9 @@
-// Adding up the partial sums of a grid.
+// Adding up the partial sums of a grid, and running the jobs of jobs.h.
 #pragma once
 
 #include "blocks.h"
 #include "check.h"
+#include "jobs.h"
 #include "kernels/kernel.h"
 
 namespace fastsae::cuda {
@@ -25,5 +26,22 @@ inline void launch_add_parts(const double* partial, std::int64_t parts, std::int
       partial, parts, count, sums.accumulate, sums.into.as<double>());
   FS_CUDA(cudaGetLastError());
 }
+
+template <class Job>
+__global__ void __launch_bounds__(Job::members) job_kernel(const __grid_constant__ Job job) {
+  __shared__ typename Job::Shared shared;
+  BlockTeam<typename Job::State> team;
+  job(team, shared, std::int64_t{blockIdx.x});
+}
+
+struct JobLaunch {
+  cudaStream_t stream;
+  template <class Job>
+  void operator()(const Job& job, std::int64_t blocks) const {
+    if (blocks == 0) return;
+    job_kernel<Job><<<static_cast<unsigned>(blocks), Job::members, 0, stream>>>(job);
+    FS_CUDA(cudaGetLastError());
+  }
+};
 
 }  // namespace fastsae::cuda

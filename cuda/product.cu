@@ -50,7 +50,7 @@ void launch_one(const std::byte* bytes, const Arguments& arguments) {
 // Elementwise passes never end a product, and row sums are left to the pass: null there.
 template <class K>
 constexpr Launch product_of() {
-  if constexpr (K::epilogue && K::pass != Pass::row_sum)
+  if constexpr (fuses<K>)
     return launch_one<K>;
   else
     return nullptr;

@@ -26,8 +26,6 @@ struct TensorShape {
 using SmallTile = TensorShape<32, 32>;
 using LargeTile = TensorShape<64, 16>;
 
-inline constexpr int kMostSums = 2;  // of a kernel
-
 template <class Shape>
 struct TensorState {
   std::uint32_t a[Shape::high][4], b[Shape::wide][2];

@@ -19,7 +19,7 @@ __device__ __forceinline__ void with_epilogue(TypeList<Ks...>, int index, const 
   int at = 0;
   const auto consider = [&](auto* type) {
     using K = std::remove_pointer_t<decltype(type)>;
-    if constexpr (sizeof(typename K::Scalar) == sizeof(float) && K::epilogue && K::pass != Pass::row_sum) {
+    if constexpr (sizeof(typename K::Scalar) == sizeof(float) && fuses<K>) {
       if (at == index) run(type);
     }
     ++at;

@@ -18,7 +18,7 @@ from fastsae import Config, LayerConfig, _core
 from fastsae.reference import Layered
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-STAGES = ("correctness", "ceilings", "layered", "selection")
+STAGES = ("correctness", "ceilings", "layered", "selection", "sparse")
 
 
 @pytest.fixture

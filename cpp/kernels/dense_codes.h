@@ -252,16 +252,17 @@ struct PenaltyPull : SumsColumns<double, 4> {
   }
   FS_HD double operator()(std::int64_t, std::int64_t col, double, double* sum) const {
     const double length = norm(col);
+    const double rate =
+        length > 0 ? step->inverse_total / length : 0.0;  // before there are sums to put aside
     const double below_bar = forward[ForwardSums::below * cols + col];
+    double slope = constants.pre_act_weight * below_bar;
+    if (by_norm)
+      slope += constants.sparsity_weight * step->penalty_share * forward[ForwardSums::by_norm * cols + col];
     sum[active] = forward[ForwardSums::active * cols + col];
     sum[weighted] = forward[ForwardSums::weighted * cols + col];
     sum[penalty] = forward[ForwardSums::penalty * cols + col];
     sum[below] = below_bar * length;
-    const double slope = (by_norm ? constants.sparsity_weight * step->penalty_share *
-                                        forward[ForwardSums::by_norm * cols + col]
-                                  : 0.0) +
-                         constants.pre_act_weight * below_bar;
-    return length > 0 ? step->inverse_total * slope / length : 0.0;
+    return rate * slope;
   }
 };
 

@@ -172,13 +172,18 @@ void trains_as_the_cpu(const Problem& problem) {
     }
   }
   check(serial->steps() == 12 && cpu->steps() == 12, problem.name + ": steps");
+  const bool whole = problem.spec.sparse_code.has_value();  // its batches are not cut
+  if (whole) {                                              // gradients of its matrices are there only then
+    for (Engine* engine : {serial.get(), cpu.get()}) engine->gradient(data.examples(problem));
+  }
   const double difference = largest_difference(*serial, *cpu);
   check(difference < 1e-12, text(problem.name, ": parameters, state and gradients differ by ", difference));
   check(close(serial->metrics().sums.loss(), cpu->metrics().sums.loss()), problem.name + ": metrics");
   same_inference(problem, *serial, *cpu, data);
   // In chunks, which share their means.
-  const auto chunks = engine_of(problem.spec, cuda::serial_device(), 17);
+  const auto chunks = engine_of(problem.spec, cuda::serial_device(), whole ? 0 : 17);
   for (const std::string& name : cpu->names()) {
+    if (whole && name.rfind("gradient", 0) == 0) continue;
     const std::vector<double> values = values_of(*cpu, name);
     chunks->write(name, values.data());
   }
@@ -284,6 +289,71 @@ Problem corrupted(const std::string& kind, double emphasis) {
   return problem;
 }
 
+// ---- sparse codes
+
+struct Sparse {
+  const char* name;
+  const char* activation;
+  std::int64_t latents = 40;
+  double k = 3;
+  std::function<void(SparseCodeSpec&)> change = [](SparseCodeSpec&) {};
+  std::int64_t outputs = 11;
+};
+
+Problem sparse(const Sparse& of) {
+  Problem problem{of.name, sparse_model(DType::f64, 11, of.latents, of.activation)};
+  SparseCodeSpec& code = *problem.spec.sparse_code;
+  code.k = code.k_start = of.k;
+  of.change(code);
+  problem.spec.n_outputs = of.outputs;
+  problem.targets = of.outputs != 11;
+  return problem;
+}
+
+void every_sparse_code() {
+  const auto dead_soon = [](SparseCodeSpec& code) { code.dead_after = 30; };
+  const auto nested = [](SparseCodeSpec& code) {
+    code.prefixes = {7, 20, 40};
+    code.prefix_weights = {0.5, 1, 2};
+    code.dead_after = 30;
+    code.decoder_norm = "rescale";
+  };
+  const auto across = [](SparseCodeSpec& code) {
+    code.pre_bias = false;
+    code.skip = true;
+    code.decoder_norm = "free";
+    code.dead_after = 30;
+    code.aux_relu = false;
+  };
+  const Sparse codes[] = {
+      {"topk", "topk", 40, 3, dead_soon},
+      {"topk, k 1", "topk", 40, 1},
+      {"topk of all", "topk", 40, 40},
+      {"topk, one latent", "topk", 1, 1, dead_soon},
+      {"topk, all of the dead", "topk", 700, 2,
+       [](SparseCodeSpec& code) { code.dead_after = 15, code.aux_k = 650; }},
+      {"topk rescaled", "topk", 40, 3,
+       [](SparseCodeSpec& code) { code.dead_after = 30, code.decoder_norm = "rescale"; }},
+      {"transcoder", "topk", 40, 3, across, 6},
+      {"batch_topk", "batch_topk", 40, 2.5, dead_soon},
+      {"batch_topk of all", "batch_topk", 40, 40, nested},
+      {"batch_topk, nested", "batch_topk", 40, 2.5, nested},
+      {"batch_topk, many latents", "batch_topk", 2500, 2.5, dead_soon},
+      {"batch_topk, transcoder", "batch_topk", 40, 3, across, 6},
+      {"relu", "relu"},
+      {"relu, tanh", "relu", 300, 3,
+       [](SparseCodeSpec& code) { code.sparsity = "tanh", code.tanh_scale = 4; }},
+      {"jump_relu", "jump_relu", 40, 3,
+       [](SparseCodeSpec& code) {
+         code.sparsity = "quadratic", code.target_l0 = 5;
+         code.pre_act_weight = 0.1, code.dead_after = 30;
+       }},
+      {"gated", "gated"},
+      {"gated, not detached", "gated", 40, 3, [](SparseCodeSpec& code) { code.gate_detached = false; }},
+  };
+  for (const Sparse& code : codes) trains_as_the_cpu(sparse(code));
+}
+
 // A step is recorded for its rows with or without targets, and must not be replayed for the other.
 void targets_come_and_go() {
   const Problem plain{"", classic_model(DType::f64, 9, 8)}, aimed{"", plain.spec, true};
@@ -300,6 +370,7 @@ void targets_come_and_go() {
 }  // namespace
 
 int main() {
+  every_sparse_code();
   every_window();
   targets_come_and_go();
   trains_as_the_cpu(

@@ -10,11 +10,16 @@
 
 #include "blocks.h"
 #include "core/error.h"
+#include "dead.h"
+#include "decode.h"
 #include "emulated_cores.h"
 #include "images.h"
 #include "kernels/list.h"
+#include "latent_index.h"
+#include "latents.h"
 #include "rows.h"
 #include "select.h"
+#include "select_batch.h"
 #include "tensor_blocks.h"
 #include "testing.h"
 #include "thread_team.h"
@@ -212,9 +217,148 @@ void noise() {
       });
 }
 
+// Runs the jobs of sparse codes by one thread, or by one for each member.
+struct Played {
+  bool by_threads;
+  template <class Job>
+  void operator()(const Job& job, std::int64_t blocks) const {
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const auto shared = poisoned<typename Job::Shared>();
+      run<typename Job::State>(Job::members, [&](auto& team) { job(team, *shared, block); });
+    }
+  }
+  template <class State, class Run>
+  void run(int members, const Run& block) const {
+    if (by_threads) return play_by_threads<State>(members, block);
+    SerialTeam<State> team(members);
+    block(team);
+  }
+};
+
+// work(play, to) for both; what it leaves in `to` must have the same bits.
+template <class S, class Work>
+void same_codes(const std::string& name, std::size_t size, const Work& work) {
+  std::vector<S> to[2] = {std::vector<S>(size, S(-7)), std::vector<S>(size, S(-7))};
+  for (const bool by_threads : {false, true}) work(Played{by_threads}, to[by_threads ? 1 : 0].data());
+  check(std::memcmp(to[0].data(), to[1].data(), size * sizeof(S)) == 0, name);
+  check(to[0] != std::vector<S>(size, S(-7)), name + ": something was done");
+}
+
+template <class S>
+void codes() {
+  constexpr std::int64_t rows = 6, features = 5, outputs = 40, latents = 300, k = 3, count = rows * k;
+  std::vector<std::int32_t> places;
+  for (std::int32_t row = 0; row < rows; ++row) {
+    for (const std::int32_t latent : {7, 100 + 10 * row, 299}) places.push_back(latent);
+  }
+  auto values = rough_numbers<S>(count, 1), slopes = rough_numbers<S>(count, 2),
+       x = rough_numbers<S>(rows * features, 3), encoder = rough_numbers<S>(latents * features, 4),
+       decoder = rough_numbers<S>(latents * outputs, 5), target = rough_numbers<S>(rows * outputs, 6),
+       bias = rough_numbers<S>(latents, 7);
+  const auto matrix = [](auto& memory, std::int64_t r, std::int64_t c) {
+    return Tensor{memory.data(), r, c, c, dtype_of<S>};
+  };
+  const Tensor inputs = matrix(x, rows, features), weight = matrix(encoder, latents, features);
+  const Code code{rows, {}, k, {places.data(), 1, count, count, DType::i32}, matrix(values, 1, count)};
+  same_codes<S>("decode", rows * outputs + count, [&](const Played& play, S* to) {
+    std::vector<double> losses(rows);
+    const double factor = 0.5;
+    std::vector<S> ones(rows, S(1));
+    Decoding d{};
+    d.code = code, d.weight = matrix(decoder, latents, outputs), d.target = matrix(target, rows, outputs);
+    d.prefixes.ends[0] = latents, d.prefixes.weights[0] = 1;
+    d.row_weight = matrix(ones, 1, rows), d.factor = &factor;
+    d.errors = {to, rows, outputs, outputs, dtype_of<S>};
+    d.slopes = {to + rows * outputs, 1, count, count, dtype_of<S>};
+    d.losses = {losses.data(), 1, rows, rows, DType::f64};
+    decode_rows(play, d);
+  });
+  same_codes<double>("latents", 3 * latents + 2 * count, [&](const Played& play, double* to) {
+    std::vector<std::int32_t> begins(latents + 1), slots(count), segments(4);
+    std::vector<S> partials(2 * (features + outputs)), sums(latents);
+    CodeGradient part{};
+    part.code = code, part.slopes = matrix(slopes, 1, count);
+    part.prefixes.ends[0] = latents;
+    LatentRows all{};
+    const auto whole = [](auto& memory, std::int64_t c) {
+      return Tensor{memory.data(), 1, c, c, DType::i32};
+    };
+    all.index = {whole(begins, latents + 1),
+                 whole(slots, count),
+                 {to + 3 * latents, 1, count, count, dtype_of<S>},
+                 {to + 3 * latents + count, 1, count, count, dtype_of<S>},
+                 {segments.data(), 2, 2, 2, DType::i32},
+                 matrix(partials, 2, features + outputs)};
+    all.inputs = inputs, all.errors = matrix(target, rows, outputs);
+    all.encoder = weight, all.decoder = matrix(decoder, latents, outputs), all.project = true;
+    IndexTasks tasks({&part, 1}, 1, all.index, {to, 1, latents, latents, DType::f64});
+    std::vector<std::byte> memory(tasks.bytes());
+    tasks.use(memory.data());
+    index_codes(play, tasks);
+    const auto each = [&](auto s, const auto& job) {
+      std::vector<decltype(s)> gradient(features + outputs);
+      const auto shared = poisoned<SumShared<2>>();
+      play.template run<NoState>(LatentWork<S>::members, [&](auto& team) {
+        for (const std::int64_t latent : {7, 8, 299}) job(team, *shared, gradient.data(), latent);
+      });
+    };
+    measure_all(play, each, all, {to + latents, 1, latents, latents, DType::f64}, matrix(sums, 1, latents));
+  });
+  same_codes<S>("dead", rows * 20, [&](const Played& play, S* to) {
+    std::vector<double> since(latents);
+    for (std::size_t i = 0; i < latents; ++i) since[i] = static_cast<double>(i % 5);
+    std::vector<std::int32_t> starts(rows + 1), found(rows * 20);
+    double dead = 0;
+    DeadWork work({inputs,
+                   weight,
+                   matrix(bias, 1, latents),
+                   {},
+                   {since.data(), 1, latents, latents, DType::f64},
+                   2.5,
+                   20,
+                   {rows,
+                    {starts.data(), 1, rows + 1, rows + 1, DType::i32},
+                    0,
+                    {found.data(), 1, rows * 20, rows * 20, DType::i32},
+                    {to, 1, rows * 20, rows * 20, dtype_of<S>}},
+                   &dead});
+    std::vector<double> memory(work.bytes() / sizeof(double) + 1);
+    work.use(memory.data());
+    select_among_dead(play, work);
+  });
+  same_codes<S>("batch", 50, [&](const Played& play, S* to) {
+    std::vector<std::int32_t> starts(rows + 1), found(50);
+    double smallest = 0;
+    BatchWork work({inputs,
+                    weight,
+                    {},
+                    {},
+                    50,
+                    {starts.data(), 1, rows + 1, rows + 1, DType::i32},
+                    {found.data(), 1, 50, 50, DType::i32},
+                    {to, 1, 50, 50, dtype_of<S>},
+                    &smallest},
+                   1);
+    std::vector<double> memory(work.bytes() / sizeof(double) + 1);
+    work.use(memory.data());
+    select_from_batch(play, work, [](const Selection& part, const Tensor& scores) {
+      for (std::int64_t row = 0; row < scores.rows; ++row) {
+        for (std::int64_t col = 0; col < scores.cols; ++col) {
+          S sum = 0;
+          for (std::int64_t i = 0; i < features; ++i)
+            sum += part.x.view<S>()(row, i) * part.weight.view<S>()(col, i);
+          scores.view<S>()(row, col) = sum;
+        }
+      }
+    });
+  });
+}
+
 }  // namespace
 
 int main() {
+  codes<float>();
+  codes<double>();
   passes<float>();
   passes<double>();
   tensor_products<EmulatedTf32, SmallTile>();

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <utility>
@@ -12,9 +13,14 @@
 
 #include "blocks.h"
 #include "core/error.h"
+#include "dead.h"
+#include "decode.h"
 #include "images.h"
 #include "kernels/list.h"
+#include "latent_index.h"
+#include "latents.h"
 #include "rows.h"
+#include "select_batch.h"
 #include "select_tiles.h"
 #include "serial_select.h"
 
@@ -142,7 +148,7 @@ using Product = void (*)(const std::byte*, const Factor&, const Factor&, const T
 
 template <class K>
 constexpr Product product_of() {
-  if constexpr (K::epilogue && K::pass != Pass::row_sum) {
+  if constexpr (fuses<K>) {
     return [](const std::byte* bytes, const Factor& a, const Factor& b, const Tensor& out, bool accumulate,
               Sums sums) {
       K kernel;
@@ -163,6 +169,45 @@ struct Table<TypeList<Ks...>> {
 };
 
 class SerialDevice final : public Backend {
+  // Runs jobs, block after block; shared memory holds whatever is there.
+  auto launch() {
+    return [this](const auto& job, std::int64_t blocks) {
+      begin([job, blocks] {
+        using Job = std::decay_t<decltype(job)>;
+        const auto shared = std::make_unique<typename Job::Shared>();
+        for (std::int64_t block = 0; block < blocks; ++block) {
+          std::memset(static_cast<void*>(shared.get()), 0xff, sizeof(*shared));
+          SerialTeam<typename Job::State> team(Job::members);
+          job(team, *shared, block);
+        }
+      });
+    };
+  }
+  // By three blocks, so that each has several latents.
+  auto each_latent() {
+    return [this](auto s, const auto& job) {
+      begin([job] {
+        using S = decltype(s);
+        constexpr std::int64_t blocks = 3;
+        const LatentRows& rows = job.work.rows;
+        std::vector<S> memory(static_cast<std::size_t>(rows.encoder.cols + rows.decoder.cols));
+        for (std::int64_t block = 0; block < blocks; ++block) {
+          std::fill(memory.begin(), memory.end(), std::numeric_limits<S>::quiet_NaN());
+          SerialTeam<NoState> team(LatentWork<S>::members);
+          SumShared<2> shared;
+          latents_block(team, job, shared, block, blocks, memory.data());
+        }
+      });
+    };
+  }
+  // What a recorded step works on is kept for its replays.
+  Memory scratch_of(std::size_t bytes) {
+    Memory memory(std::malloc(bytes), [](void* p) { std::free(p); });
+    std::memset(memory.get(), 0xff, bytes);
+    if (recording_ != nullptr) recording_->push_back([memory] {});
+    return memory;
+  }
+
  public:
   bool reads_host_memory() const override { return false; }
   bool wants_shadows() const override { return false; }
@@ -194,24 +239,45 @@ class SerialDevice final : public Backend {
     // The least tile there is, so that it takes several.
     const DType dtype = selection.x.dtype;
     const ScoreTile tile = score_tile(selection.x.rows, selection.weight.rows, dtype, 1);
-    const Memory scratch = allocate(tile.bytes(dtype));
+    const Memory scratch = scratch_of(tile.bytes(dtype));
     for_each_score_tile(selection, tile, scratch.get(),
                         [&](const Selection& part, const Tensor& scores, std::int64_t first) {
                           score(*this, part, scores);
-                          select_grid(scores, first, part);
+                          begin([=] { select_grid(scores, first, part); });
                         });
   }
-  void encode_select_batch(const BatchSelection&) override { not_yet("encode_select_batch"); }
-  void select_dead(const DeadSelection&) override { not_yet("select_dead"); }
-  void decode(const Decoding&) override { not_yet("decode"); }
-  void write_code(const Code&, Tensor) override { not_yet("write_code"); }
-  void index_latents(std::span<const CodeGradient>, std::int64_t, const LatentIndex&, Tensor) override {
-    not_yet("index_latents");
+  void encode_select_batch(const BatchSelection& selection) override {
+    BatchWork work(selection, 1);
+    const Memory scratch = scratch_of(work.bytes());
+    work.use(scratch.get());
+    select_from_batch(launch(), work,
+                      [&](const Selection& part, const Tensor& scores) { score(*this, part, scores); });
   }
-  void measure_latents(const LatentRows&, Tensor, Tensor) override { not_yet("measure_latents"); }
-  void write_latents(const LatentRows&, Tensor, Tensor) override { not_yet("write_latents"); }
-  void update_latents(const LatentRows&, const LatentUpdate&) override { not_yet("update_latents"); }
-  void row_norms(Tensor, Tensor) override { not_yet("row_norms"); }
+  void select_dead(const DeadSelection& selection) override {
+    DeadWork work(selection);
+    const Memory scratch = scratch_of(work.bytes());
+    work.use(scratch.get());
+    select_among_dead(launch(), work);
+  }
+  void decode(const Decoding& decoding) override { decode_rows(launch(), decoding); }
+  void write_code(const Code& code, Tensor rows) override { write_code_rows(launch(), code, rows); }
+  void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
+                     Tensor fired) override {
+    IndexTasks tasks(codes, slots, index, fired);
+    const Memory scratch = scratch_of(tasks.bytes());
+    tasks.use(scratch.get());
+    index_codes(launch(), tasks);
+  }
+  void measure_latents(const LatentRows& rows, Tensor squares, Tensor sums) override {
+    measure_all(launch(), each_latent(), rows, squares, sums);
+  }
+  void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) override {
+    write_all(each_latent(), rows, encoder, decoder);
+  }
+  void update_latents(const LatentRows& rows, const LatentUpdate& update) override {
+    update_all(each_latent(), rows, update);
+  }
+  void row_norms(Tensor of, Tensor norms) override { norms_of_rows(launch(), of, norms); }
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
     begin([=] { unfold_grid(windows, images, columns); });
   }
@@ -280,10 +346,6 @@ class SerialDevice final : public Backend {
   void poll() override {}
 
  private:
-  [[noreturn]] static void not_yet(const char* what) {
-    throw DeviceError(text(what, ": sparse codes do not run on GPUs yet; use device='cpu'"));
-  }
-
   using Calls = std::vector<std::function<void()>>;
 
   static std::optional<Kernel> optional(const Kernel* kernel) {
