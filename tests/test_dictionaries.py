@@ -777,3 +777,32 @@ def test_bad_options_are_refused(kind: str) -> None:
         model.fit(data(), *y_of(model))
     assert text in str(error.value)
     assert not hasattr(model, "_engine")
+
+
+def test_early_stopping_keeps_the_threshold_of_the_best_epoch() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(60, 12)) @ rng.normal(size=(12, 12))).astype(np.float32)
+    given = {"n_latents": 96, "k": 5, "batch_size": 16, "learning_rate": 1e-2, "validation_fraction": 0.3}
+    given |= {"random_state": 0, "verbose": False}
+    stopped = BatchTopKSAE(**given, max_epochs=80, early_stopping=True, n_iter_no_change=5, tol=0).fit(rows)
+    best = int(np.argmin(stopped.history_["validation_loss"]))
+    assert best + 1 < stopped.n_iter_
+    until = BatchTopKSAE(**given, max_epochs=best + 1).fit(rows)
+    np.testing.assert_array_equal(stopped.decoder_, until.decoder_)
+    np.testing.assert_array_equal(stopped.threshold_, until.threshold_)
+
+
+def test_a_fitted_transcoder_is_what_it_was_fitted_as() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 6))
+    model = Transcoder(16, k=2, max_epochs=1, verbose=False).fit(rows, rows[:, :2])
+    before = model.jacobian_norm(rows[:3])
+    np.testing.assert_array_equal(model.set_params(architecture="gated").jacobian_norm(rows[:3]), before)
+
+
+def test_pairs_are_no_data_frame() -> None:
+    pytest.importorskip("pandas")
+    rows = np.random.default_rng(0).normal(size=(40, 6))
+    model = TopKSAE(16, k=2, max_epochs=1, verbose=False).fit(rows).set_output(transform="pandas")
+    assert model.transform(rows).shape == (40, 16)
+    with pytest.raises(ValueError, match=r"^output: set_output\(transform='pandas'\) needs 'dense', got 'pairs'"):
+        model.transform(rows, output="pairs")

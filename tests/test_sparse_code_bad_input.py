@@ -259,3 +259,17 @@ def test_sparse_codes(kind: str, device: str) -> None:
     *code, name = BAD_CODES[kind]
     with pytest.raises(ValueError, match=f"^({name}): expected"):
         engine.decode_sparse(*code)
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_gradients_of_matrices_are_those_of_gradient(activation: str, device: str) -> None:
+    """A step makes them in parts or not at all: between gradient() and the next step they are there."""
+    engine = trained(activation, device)
+    for name in ("gradient.W_enc", "gradient.W_dec"):
+        with pytest.raises(ValueError, match=r"is there between a call of gradient\(\) and the next step"):
+            engine.get(name)
+        engine.gradient(rows())
+        assert np.isfinite(engine.get(name)).all()
+        engine.step(rows())
+        with pytest.raises(ValueError, match=r"is there between a call of gradient\(\) and the next step"):
+            engine.get(name)

@@ -62,6 +62,10 @@ JUMPS: dict[str, dict[str, Any]] = {
     "jump_relu transcoder": {**WIDE, "sparsity": "step", "transcoder": True, "skip": True},
     # Rows that only this pulls at keep their direction: its projection would be rounding alone.
     "jump_relu pre-activations": {**WIDE, "pre_act_weight": 0.4, "project_gradient": False},
+    "jump_relu plain pre-activations": {
+        **{**WIDE, "sparsity": "tanh", "sparsity_by_norm": False, "decoder_norm": "free"},
+        "pre_act_weight": 0.4,
+    },
     "jump_relu rescaled pre-activations": {**WIDE, "pre_act_weight": 0.4, "decoder_norm": "rescale"},
 }
 CASES = {**SELECTED, **DENSE, **JUMPS}

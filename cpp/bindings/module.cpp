@@ -139,7 +139,7 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
   const auto whole = [&](const char* field) { return option<std::int64_t>(c, field); };
   const auto real = [&](const char* field) { return option<double>(c, field); };
   const std::string name = word("optimizer");
-  ModelSpec model;
+  ModelSpec model{};
   model.n_features = whole("n_features");
   model.n_outputs = whole("n_outputs");
   model.dtype = dtype_from(word("dtype"));

@@ -219,6 +219,7 @@ Cost Engine::full_batch(const Examples& examples, bool with_gradient) {
   if (with_gradient) reserve_matrices();
   compute(all, with_gradient);
   if (with_gradient) model_->write_matrices();
+  matrices_shown_ = matrices_shown_ || with_gradient;
   model_->close(false);
   Cost cost;
   backend_->read(control(Control::kCost), static_cast<StepCost*>(&cost));
@@ -231,6 +232,7 @@ Cost Engine::gradient(const Examples& examples) { return full_batch(examples, tr
 Cost Engine::evaluate(const Examples& examples) { return full_batch(examples, false); }
 
 void Engine::begin_step(const Rows& rows) {
+  matrices_shown_ = false;
   in_flight_.reserve(in_flight_.size() + 1);  // counting a step must not fail once it has begun
   const double total = rows.total_weight();
   if (total <= 0) {  // rows of no weight teach nothing

@@ -133,6 +133,7 @@ class Engine {
   };
 
   void reserve_matrices();
+  void check_shown(const std::string& name) const;
   // Those that have names: training parameters only while averages are in their place.
   std::vector<const Arena*> arenas() const;
   const Tensor& find(const std::string& name) const;
@@ -187,7 +188,8 @@ class Engine {
   std::unique_ptr<Model> model_;
   Optimizer optimizer_;
   Arena parameters_, gradients_, state_;
-  Arena matrices_;  // gradients that not every step needs: without memory until one does
+  Arena matrices_;               // gradients that not every step needs: without memory until one does
+  bool matrices_shown_ = false;  // whether they are those of the last call of gradient()
   std::optional<Arena> training_parameters_;  // while their averages are in their place
   std::int64_t full_batch_rows_;
   std::unique_ptr<Training> training_;

@@ -36,17 +36,23 @@ Tensor Engine::tensor(const std::string& name) const {
   return find(name);
 }
 
+// A step leaves these gradients in parts, or makes none.
+void Engine::check_shown(const std::string& name) const {
+  FS_REQUIRE(matrices_shown_ || matrices_.find(name) == nullptr, "name: '", name,
+             "' is there between a call of gradient() and the next step");
+}
+
 void Engine::read(const std::string& name, void* to) const {
   const std::shared_lock lock(model_mutex_);
   const Tensor& from = find(name);
-  FS_REQUIRE(from.exists(), "name: '", name, "' has no memory before gradient() was called");
+  check_shown(name);
   backend_->read(from, to);
 }
 
 void Engine::write(const std::string& name, const void* from) {
   const std::unique_lock lock(model_mutex_);
   const Tensor& to = find(name);
-  FS_REQUIRE(to.exists(), "name: '", name, "' has no memory before gradient() was called");
+  check_shown(name);
   backend_->write(to, from);
   const std::vector<Parameter>& parameters = model_->parameters();
   for (std::size_t i = 0; optimizer_.averages() && i < parameters.size(); ++i) {

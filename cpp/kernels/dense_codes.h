@@ -32,8 +32,9 @@ template <class S>
 struct Thresholded {
   const S* bias;        // [cols]
   const S* threshold;   // [cols], or null: 0
-  const S* norms;       // [cols], or null: 1
+  const S* norms;       // [cols], of the penalty, or null: 1
   const S* weight;      // [rows]
+  const S* lengths;     // [cols]: what the distances of dead latents are weighed by
   const double* since;  // [cols], or null: no latent counts as dead
   double limit;
   S half_width;  // of the window around the threshold; 0 without one
@@ -93,7 +94,7 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
     const S g = slope + w * penalty_slope *
                             element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
     const bool below = code.is_dead(col) && at < bar;
-    const S delta = (on ? g : S(0)) - (below ? w * pre_act_slope * code.norm(col) : S(0));
+    const S delta = (on ? g : S(0)) - (below ? w * pre_act_slope * code.lengths[col] : S(0));
     sum[BackwardSums::delta] = delta;
     sum[BackwardSums::near_slope] = code.is_near(at, bar) ? g : S(0);
     sum[BackwardSums::below] = below ? w : S(0);

@@ -59,6 +59,8 @@ void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
   sums_ = doubles("code_sums", 1, sizeof(CodeSums) / sizeof(double));
   if (code_.pre_bias) inputs_ = &scratch.declare("inputs", rows, d, s);
   const std::int64_t slots = errors_per_row();
+  FS_REQUIRE(rows * slots <= INT32_MAX, "batch_size: ", rows, " rows with ", slots,
+             " errors each are more than ", INT32_MAX);
   errors_ = &scratch.declare("errors", rows * slots, o, s);
   if (code_.skip) extra_ = &scratch.declare("skipped", rows, o, s);
   norms_ = &scratch.declare("norms", 1, n, s);
@@ -90,6 +92,8 @@ void SparseCode::declare_selected(Arena& scratch, Selected& made, const std::str
 }
 
 void SparseCode::declare_index(Arena& scratch, std::int64_t capacity) {
+  FS_REQUIRE(capacity <= INT32_MAX, "batch_size: a step would select ", capacity, " elements, more than ",
+             INT32_MAX);
   const std::int64_t segments = 2 * capacity / LatentIndex::kSegment + 1;
   const auto make = [&](const char* name, std::int64_t r, std::int64_t c, DType dtype) {
     return &scratch.declare(text("index_", name), r, c, dtype);

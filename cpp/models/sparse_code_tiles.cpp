@@ -72,8 +72,9 @@ Thresholded<S> SparseCode::thresholded(const Tensor& weight) const {
   const bool watches = constants().pre_act_weight > 0;
   return {w_.bias->as<S>(),
           w_.threshold == nullptr ? nullptr : w_.threshold->as<S>(),
-          pulls() ? norms_->as<S>() : nullptr,
+          weighs_by_norm() ? norms_->as<S>() : nullptr,
           weight.as<S>(),
+          norms_->as<S>(),
           watches ? since_->as<double>() : nullptr,
           code_.dead_after,
           static_cast<S>(is("jump_relu") ? code_.bandwidth / 2 : 0),

@@ -292,7 +292,7 @@ def _restore(header: _Header, file: Any) -> Network:
     kind_of_scale = header.json("scale", str, "")
     scaling = {_SCALER + part: np.ones(config.n_features) for part in ("center", "scale")} if kind_of_scale else {}
     wanted = set(engine.state_names())
-    best = {_BEST + parameter for parameter in config.parameter_shapes}
+    best = {_BEST + learned for learned in engine.learned_names()}
     of_trainer = {} if isinstance(config, Config) else _trainer_arrays(config.n_latents)
     if missing := sorted((wanted | set(scaling) | (best if best & stored else set())) - stored):
         raise ValueError(f"tensor {missing[0]!r} is missing")
@@ -304,9 +304,7 @@ def _restore(header: _Header, file: Any) -> Network:
     check_integer("steps", steps, 0)
     engine.steps = steps
     if best & stored:
-        state.best_parameters = {
-            name: _stored(file, _BEST + name, like) for name, like in engine.get_parameters().items()
-        }
+        state.best_parameters = {name: _stored(file, _BEST + name, like) for name, like in engine.get_learned().items()}
     for tensor in set(of_trainer) & stored:
         setattr(state, tensor.removeprefix(_TRAINER), _stored(file, tensor, of_trainer[tensor]))
     estimator._adopt(engine, state)

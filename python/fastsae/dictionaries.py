@@ -247,6 +247,8 @@ lr_gamma, max_grad_norm
             return super().transform(X, out)
         if out is not None:
             raise ValueError(f"out: needs output='dense', got {output!r}")
+        if (frames := getattr(self, "_sklearn_output_config", {}).get("transform", "default")) != "default":
+            raise ValueError(f"output: set_output(transform={frames!r}) needs 'dense', got {output!r}")
         codes = self._codes(self._check(X))
         return codes if output == "csr" else pairs_of(codes, self._pairs_width())
 

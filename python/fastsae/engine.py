@@ -485,6 +485,14 @@ class Engine:
         """A copy of every parameter."""
         return {name: self.get(name) for name in self.parameter_names()}
 
+    def get_learned(self) -> dict[str, Array]:
+        """A copy of all that inference reads: the parameters, and a threshold that follows them."""
+        return {name: self.get(name) for name in self.learned_names()}
+
+    def learned_names(self) -> list[str]:
+        """The names of what `get_learned` gives."""
+        return [*self.parameter_names(), *(name for name in self.names() if name == "batch_threshold")]
+
     def set_parameters(self, values: Mapping[str, ArrayLike]) -> None:
         """Overwrite the named parameters."""
         for name, value in values.items():

@@ -87,8 +87,9 @@ class SparseCodeConfig(OptimizerConfig):
     pre_bias : bool
         Whether the encoder subtracts `b_dec` from its input; it needs ``n_outputs = n_features``.
     decoder_norm : {"unit", "rescale", "free"}
-        ``unit``: the rows of W_dec are set to norm 1 after each step, a zero row excepted. ``rescale``: they are free,
-        and the selection and the code count ``a_j nu_j``. ``free``: neither.
+        ``unit``: the rows of W_dec are set to norm 1 after each step, a zero row excepted; the averages that
+        ``sign_sgd`` learns are of such rows, and a little shorter. ``rescale``: they are free, and the selection and
+        the code count ``a_j nu_j``. ``free``: neither.
     project_gradient : bool
         Under ``unit``, whether each row of W_dec's gradient loses its part along the row, before the norm of the
         gradient is taken.

@@ -385,7 +385,7 @@ class Trainer:
     def _watch(self, loss: float, state: TrainerState) -> None:
         if loss < state.best_loss - self.training.tol * abs(state.best_loss) or state.best_loss == math.inf:
             state.best_loss, state.epochs_since_best = loss, 0
-            state.best_parameters = self.engine.get_parameters()
+            state.best_parameters = self.engine.get_learned()
         else:
             state.epochs_since_best += 1
             state.finished = state.epochs_since_best >= self.training.n_iter_no_change

@@ -183,11 +183,11 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
         return model | {"transcoder": True, "n_outputs": self._n_outputs}
 
     def _pairs_width(self) -> int | None:
-        return int(self._engine.config.k) if self.architecture == "topk" else None
+        return int(self._engine.config.k) if self._engine.config.activation == "topk" else None
 
     def _slopes(self) -> NDArray[np.float64]:
         slopes = super()._slopes()
-        return slopes * np.exp(self._engine.get("r_mag")) if self.architecture == "gated" else slopes
+        return slopes * np.exp(self._engine.get("r_mag")) if self._engine.config.activation == "gated" else slopes
 
     @classmethod
     def _has_model(cls, config: Any) -> bool:
