@@ -56,6 +56,7 @@ def pair(model: str, dtype: str, device: str) -> tuple[Engine, SparseCode, Spars
     return engine, exact, plain
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("count", "loud"), [(50, 0), (50, 50), (TILE + 40, 0), (TILE + 40, TILE)], ids=str)
 @pytest.mark.parametrize("model", MODELS)

@@ -350,6 +350,7 @@ def test_sizes(size: tuple[int, ...], model: str, dtype: str, device: str) -> No
     check_outputs(config, device, rows=size[-1])
 
 
+@pytest.mark.isa
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", general.DTYPES)
 @pytest.mark.parametrize("model", MODELS)
