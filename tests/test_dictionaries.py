@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from test_trainer import Interrupt
 
 import fastsae
 from fastsae import (
@@ -425,31 +425,6 @@ def test_checkpoints_between_epochs(tmp_path: Path) -> None:
     assert {3, 6, 9, 12} <= set(steps)
     with pytest.raises(ValueError, match="checkpoint_steps: expected an integer >= 1, got 0"):
         fitted("topk", checkpoint_steps=0)
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at the n-th line that trainer.py runs."""
-
-    def __init__(self, line: int) -> None:
-        self.lines_left = line
-
-    def __enter__(self) -> Interrupt:
-        self._before = sys.gettrace()
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.settrace(self._before)
-
-    def _call(self, frame: Any, event: str, arg: Any) -> Any:
-        return self._line if frame.f_code.co_filename == trainer.__file__ else None
-
-    def _line(self, frame: Any, event: str, arg: Any) -> Any:
-        if event == "line":
-            self.lines_left -= 1
-            if self.lines_left == 0:
-                raise KeyboardInterrupt
-        return self._line
 
 
 #: Latents that die soon.

@@ -139,16 +139,29 @@ void SparseCode::make_coefficients(const Code& code, const Tensor& scale, bool r
   });
 }
 
-void SparseCode::accumulate_selected(const Batch& batch) {
-  const std::int64_t rows = batch.rows();
-  const std::int64_t slots = errors_per_row();
-  const Code code = select(batch);
+// All latents at once.
+Prefixes SparseCode::whole() const {
+  Prefixes all;
+  all.ends[0] = static_cast<std::int32_t>(code_.latents);
+  all.weights[0] = 1;
+  return all;
+}
+
+Decoding SparseCode::decoding_of(const Code& code, const Tensor& extra, const Prefixes& prefixes) const {
   Decoding decoding{};
   decoding.code = code;
   decoding.weight = *w_.decoder;
   decoding.bias = *w_.decoder_bias;
-  decoding.extra = skipped_;
-  decoding.prefixes = prefixes_;
+  decoding.extra = extra;
+  decoding.prefixes = prefixes;
+  return decoding;
+}
+
+void SparseCode::accumulate_selected(const Batch& batch) {
+  const std::int64_t rows = batch.rows();
+  const std::int64_t slots = errors_per_row();
+  const Code code = select(batch);
+  Decoding decoding = decoding_of(code, skipped_, prefixes_);
   decoding.target = batch.target;
   decoding.row_weight = batch.weight;
   decoding.factor = &sums()->factor;
@@ -188,13 +201,8 @@ CodeGradient SparseCode::add_auxiliary(const Code& dead, std::int64_t slots) {
   const Tensor residual = residual_->slice_rows(0, dead.rows);
   add_variance(residual, residual, &sums()->residual_variance);
   scalar_pass(as_kernel(AuxiliaryFactor{{}, sums(), constants(), memory_.scalars}));
-  Prefixes whole;
-  whole.ends[0] = static_cast<std::int32_t>(code_.latents);
-  whole.weights[0] = 1;
-  Decoding decoding{};
-  decoding.code = dead;
-  decoding.weight = *w_.decoder;
-  decoding.prefixes = whole;
+  Decoding decoding = decoding_of(dead, {}, whole());
+  decoding.bias = {};
   decoding.target = residual;
   decoding.row_weight = batch_.weight;
   decoding.factor = &sums()->auxiliary_factor;
@@ -206,7 +214,7 @@ CodeGradient SparseCode::add_auxiliary(const Code& dead, std::int64_t slots) {
   backend_.decode(decoding);
   const Total total{decoding.losses, 1, &sums()->auxiliary_loss};
   backend_.add_totals({&total, 1});
-  return {dead, decoding.slopes, whole, prefixes_.count, !code_.aux_relu};
+  return {dead, decoding.slopes, whole(), prefixes_.count, !code_.aux_relu};
 }
 
 void SparseCode::finish_vectors() {

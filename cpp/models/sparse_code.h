@@ -82,6 +82,8 @@ class SparseCode final : public Model {
   void declare_collected(Arena& scratch, std::int64_t rows);
   CodeConstants constants() const;
   CodeSums* sums() const { return static_cast<CodeSums*>(sums_->data); }
+  Prefixes whole() const;
+  Decoding decoding_of(const Code& code, const Tensor& extra, const Prefixes& prefixes) const;
   LatentIndex index() const;
   LatentRows latent_rows(bool project) const;
   bool projects() const { return code_.decoder_norm == "unit" && code_.project_gradient; }

@@ -128,14 +128,7 @@ void SparseCode::reconstruct(Tensor x, Tensor output, const Work& work) const {
   if (is_rescaled()) backend_.row_norms(*w_.decoder, memory.norms);
   const Tensor inputs = centered(x, work), extra = skipped(x, work);
   if (is("topk")) {
-    Prefixes whole;
-    whole.ends[0] = static_cast<std::int32_t>(code_.latents);
-    Decoding decoding{};
-    decoding.code = select_rows(inputs, memory, false);
-    decoding.weight = *w_.decoder;
-    decoding.bias = *w_.decoder_bias;
-    decoding.extra = extra;
-    decoding.prefixes = whole;
+    Decoding decoding = decoding_of(select_rows(inputs, memory, false), extra, whole());
     decoding.errors = output;
     return backend_.decode(decoding);
   }

@@ -174,12 +174,7 @@ bool SparseCode::collect_tile(const Rows& part, const Tensor& z) {
     code.starts = columns_of(code.starts, part.first, count + 1);
     return code;
   };
-  Decoding decoding{};
-  decoding.code = of_tile(above);
-  decoding.weight = *w_.decoder;
-  decoding.bias = *w_.decoder_bias;
-  decoding.extra = part.extra;
-  decoding.prefixes = prefixes_;
+  Decoding decoding = decoding_of(of_tile(above), part.extra, prefixes_);
   decoding.target = part.target;
   decoding.row_weight = part.weight;
   decoding.factor = &sums()->factor;
