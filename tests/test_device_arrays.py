@@ -91,6 +91,9 @@ capsule_name = ctypes.pythonapi.PyCapsule_GetName
 capsule_name.restype = ctypes.c_char_p
 capsule_name.argtypes = [ctypes.py_object]
 
+# A consumer lets go of a tensor when it likes, also after the last name of its producer is gone.
+LENT: set["Producer"] = set()
+
 TYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int32": (0, 32), "bfloat16": (4, 16)}
 
 
@@ -141,6 +144,7 @@ class Producer:
     def _delete(self, managed: int) -> None:
         assert managed == ctypes.addressof(self._managed)
         self.deleted += 1
+        LENT.discard(self)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._claims
@@ -150,6 +154,7 @@ class Producer:
         if "max_version" in options and not self._knows_versions:
             raise TypeError("__dlpack__() got an unexpected keyword argument 'max_version'")
         self.capsule = new_capsule(ctypes.addressof(self._managed), self.name(), None)
+        LENT.add(self)
         return self.capsule
 
     def name(self, used: bool = False) -> bytes:
