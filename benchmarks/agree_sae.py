@@ -99,7 +99,8 @@ def of_ours(make: Callable[[SparseCodeConfig], Any], case: Case, given: Found, c
 
     def made() -> Any:
         ours = make(config)
-        for name in (*config.parameter_shapes, "rows_since_fired"):
+        states = ["rows_since_fired", *["data_variance"] * (config.loss_reduction == "fvu_data")]
+        for name in (*config.parameter_shapes, *states):
             ours.set(name, given[name])
         return ours
 
@@ -150,7 +151,7 @@ def compared(case: Case, ours: Found, theirs: Found) -> dict[str, Any]:
         "loss": ["loss"],
         "code": ["code"],
         "gradients": [name for name in both if name.startswith("gradient")],
-        "losses_of_steps": [name for name in both if name == "losses" and case.losses],
+        "losses_of_steps": ["losses"] * ("losses" in both),
         "after_steps": [name for name in both if name.startswith("after")],
     }
     assert set(ours) == set(theirs), f"{case.name}: only one of us has {set(ours) ^ set(theirs)}"
@@ -162,7 +163,6 @@ def compared(case: Case, ours: Found, theirs: Found) -> dict[str, Any]:
         "apart": measured,
         "exact": case.exact,
         "curve": case.curve,
-        "note": case.note,
         "agree": agree,
     }
 

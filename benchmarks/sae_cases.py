@@ -35,11 +35,9 @@ class Case:
     exact: float | None = 1e-10
     curve: float | None = 1e-7
     dead: int = 0
-    losses: bool = True  # whether those of the steps are comparable
     targets: bool = False
     shut: bool = False  # every pre-activation is negative
     estimator: str = ""
-    note: str = ""
 
     @property
     def config(self) -> SparseCodeConfig:
@@ -77,6 +75,7 @@ def problem(case: Case) -> Found:
         "b_mag": 0.02 * rng.standard_normal(N),
         "r_mag": 0.1 * rng.standard_normal(N),
         "W_skip": 0.1 * rng.standard_normal((D, D)),
+        "data_variance": np.array([((X[:BATCH] - X[:BATCH].mean(axis=0)) ** 2).sum(axis=1).mean()]),
         "rows_since_fired": np.where(np.arange(N) < case.dead, float(LONG_AGO), 0.0),
     }
     if case.targets:
@@ -136,6 +135,11 @@ CASES = [
         dead=DEAD, **SINGLE,
     ),
     Case(
+        "SAELens JumpReLU, quadratic", "saelens", "jump_relu",
+        {**LENS_JUMP, "sparsity": "quadratic_rows", "sparsity_weight": 2 * 6.0, "target_l0": 6.0},
+        {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 6.0}, **SINGLE,
+    ),
+    Case(
         "SAELens Gated", "saelens", "gated",
         {**LENS_FREE, "activation": "gated", "sparsity": "l1", "sparsity_weight": 0.5, "gate_detached": False},
         {"l1_coefficient": 0.5},
@@ -177,10 +181,7 @@ CASES = [
 ]  # fmt: skip
 
 #: Each library as it comes beside our preset of it: nothing is told to either but sizes and k.
-LATER = "its warm-ups begin at 0, a step after ours"
-SCALE = "it divides by the variance of a sample of rows, we by that of each batch"
 FRACTIONS = {"group_fractions": [0.25, 0.25, 0.5]}
-LATE = {"curve": 0.05, "note": LATER}
 
 
 def preset(estimator: str, library: str, model: str, options: dict[str, Any] | None = None, **more: Any) -> Case:
@@ -202,14 +203,14 @@ PRESETS = [
         "Transcoder", "sparsify", "topk", {"transcode": True, "training": {"lr": 1e-3}}, ours={"learning_rate": 1e-3},
         targets=True,
     ),
-    preset("TopKSAE", "dictionary_learning", "topk", **LATE),
-    preset("BatchTopKSAE", "dictionary_learning", "batch_topk", {"threshold_start_step": 0}, **LATE),
+    preset("TopKSAE", "dictionary_learning", "topk", **DL_NEAR),
+    preset("BatchTopKSAE", "dictionary_learning", "batch_topk", {"threshold_start_step": 0}, **DL_NEAR),
     preset(
         "MatryoshkaSAE", "dictionary_learning", "matryoshka", {**FRACTIONS, "threshold_start_step": 0},
-        ours={"prefixes": WIDTHS}, **LATE,
+        ours={"prefixes": WIDTHS}, **DL_NEAR,
     ),
-    preset("GatedSAE", "dictionary_learning", "gated", exact=1e-4, **LATE),
-    preset("L1SAE", "dictionary_learning", "relu", exact=1e-4, **LATE),
-    preset("TopKSAE", "openai", "topk", {"auxk_coef": 0, "mse_scale": None}, curve=0.02, losses=False, note=SCALE),
+    preset("GatedSAE", "dictionary_learning", "gated"),
+    preset("L1SAE", "dictionary_learning", "relu"),
+    preset("TopKSAE", "openai", "topk", {"auxk_coef": 0, "mse_scale": None}, curve=5e-3),
 ]  # fmt: skip
 CASES += PRESETS

@@ -11,7 +11,6 @@ from sae_cases import (
     BY_ADAM,
     DEAD,
     DL,
-    LENS_JUMP,
     OPENAI,
     OPENAI_AUX,
     SPARSIFY,
@@ -92,25 +91,6 @@ def half_window(runs: list[tuple[Found, Found, Found]]) -> dict[str, float | boo
     return measured
 
 
-def by_row(runs: list[tuple[Found, Found, Found]]) -> dict[str, float | bool]:
-    """The penalty, had the square been taken of each row's count; all else is without it."""
-    given, ours, theirs = runs[1]
-    z = (given["X"][:BATCH] - given["b_dec"]) @ given["W_enc"].T + given["b_enc"]
-    counts, target = (z > given["threshold"]).sum(axis=1), 6.0
-    expected = [float((counts.mean() / target - 1) ** 2), float((2 / target * (counts - target) ** 2).mean())]
-    penalties = [float(runs[1][i]["loss"] - runs[0][i]["loss"]) for i in (1, 2)]
-    names = ("W_enc", "W_dec", "b_enc", "b_dec")
-    measured: dict[str, float | bool] = {
-        "our_penalty": penalties[0],
-        "their_penalty": penalties[1],
-        "others_apart": max(far(ours[f"gradient {name}"], theirs[f"gradient {name}"]) for name in names),
-    }
-    measured["ours_is_of_the_batch"] = abs(penalties[0] / expected[0] - 1) < 1e-9
-    measured["theirs_is_of_each_row"] = abs(penalties[1] / expected[1] - 1) < 1e-9
-    measured["all_else_agrees"] = measured["others_apart"] < 1e-9
-    return measured
-
-
 def biased_auxiliary(runs: list[tuple[Found, Found, Found]]) -> dict[str, float | bool]:
     """AuxK's gradient for the pre-bias as part of the reconstruction."""
     ours, theirs = [run[1] for run in runs], [run[2] for run in runs]
@@ -180,19 +160,6 @@ DIFFERENCES = [
             ),
         ),
         half_window,
-    ),
-    Difference(
-        "SAELens: JumpReLU's quadratic penalty is of each row",
-        "2 / target times the mean over rows of (L0 - target)^2; ours, as dictionary_learning's, is of the mean L0",
-        (
-            Case("SAELens JumpReLU, no penalty", "saelens", "jump_relu", LENS_JUMP, {"l0_coefficient": 0.0}, **LOOK),
-            Case(
-                "SAELens JumpReLU, quadratic", "saelens", "jump_relu",
-                {**LENS_JUMP, "sparsity": "quadratic", "target_l0": 6.0},
-                {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 6.0}, **LOOK,
-            ),
-        ),
-        by_row,
     ),
     Difference(
         "OpenAI: AuxK trains the pre-bias directly",

@@ -143,9 +143,7 @@ def agreement_table(result: dict[str, Any]) -> str:
     def of(first: str, parts: dict[str, str]) -> str:
         columns: dict[str, Cell] = {first: lambda row: str(row[first])}
         columns |= {title: lambda row, name=name: apart(row, name) for name, title in parts.items()}  # type: ignore[misc]
-        columns["agree"] = lambda row: (
-            ("yes" if row["agree"] else "NO") + (f"; {note}" if (note := row.get("note")) else "")
-        )
+        columns["agree"] = lambda row: "yes" if row["agree"] else "NO"
         return table(result[f"{first}s"], columns)
 
     differences = [

@@ -225,6 +225,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "beta2": [*NO_NUMBER, -0.1, 1.0],
     "epsilon": [*NO_NUMBER, 0, -1e-8],
     "lr_warm_up": [*NO_INTEGER, -1],
+    "lr_start": [value for value in NO_NUMBER if value is not None] + [-0.1, 1.1, 0.5],  # no warm-up begins with it
     "lr_total_steps": [value for value in NO_INTEGER if value is not None] + [0],
     "lr_decay_steps": [value for value in NO_INTEGER if value is not None] + [0, 5],  # a constant rate has none
     "lr_final": [*NO_NUMBER, -0.1, 1.1],

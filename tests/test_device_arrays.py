@@ -92,7 +92,7 @@ capsule_name.restype = ctypes.c_char_p
 capsule_name.argtypes = [ctypes.py_object]
 
 # A consumer lets go of a tensor when it likes, also after the last name of its producer is gone.
-LENT: set["Producer"] = set()
+LENT: set[Producer] = set()
 
 TYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int32": (0, 32), "bfloat16": (4, 16)}
 

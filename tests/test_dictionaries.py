@@ -482,6 +482,25 @@ def test_nan_in_a_memory_map_names_its_row(tmp_path: Path) -> None:
 # The first parameters
 
 
+def test_a_matched_encoder_keeps_the_norm_of_random_rows() -> None:
+    model = fitted("topk", max_epochs=0, dtype="float64", encoder_init_norm="matched", bias_init="zeros")
+    X = np.random.default_rng(7).standard_normal((4000, model.n_features_in_))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    assert np.linalg.norm(model.reconstruct(X), axis=1).mean() == pytest.approx(1.0, rel=0.05)  # of 256 other rows
+    cosines = (model.encoder_ * model.decoder_).sum(axis=1) / np.linalg.norm(model.encoder_, axis=1)
+    np.testing.assert_allclose(cosines, 1.0, rtol=1e-12)
+
+
+def test_the_variance_that_a_training_begins_with_divides_its_loss() -> None:
+    X = data().astype(np.float64)
+    for w in (None, np.arange(len(X)) % 3.0):
+        model = make("topk", loss_reduction="fvu_data", dtype="float64", max_epochs=1).fit(X, sample_weight=w)
+        expected = np.average(((X - np.average(X, axis=0, weights=w)) ** 2).sum(axis=1), weights=w)
+        assert model._engine.get("data_variance") == pytest.approx(expected, rel=1e-12)
+        model.partial_fit(X * 2)  # which does not change it
+        assert model._engine.get("data_variance") == pytest.approx(expected, rel=1e-12)
+
+
 @names
 def test_first_parameters(name: str) -> None:
     model = fitted(name, max_epochs=0, dtype="float64", decoder_init_norm=0.5, encoder_init_norm=2.0)
@@ -731,6 +750,11 @@ BAD_OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
         "topk rescaled",
         {"decoder_init_norm": 0},
         "decoder_init_norm: expected a number in (0, inf)",
+    ),
+    "matched encoder": (
+        "l1",
+        {"encoder_init_norm": "matched"},
+        "encoder_init_norm: 'matched' is for TopKSAE, got L1SAE",
     ),
     "encoder norm": ("topk", {"encoder_init_norm": 0}, "encoder_init_norm: expected a number in (0, inf), got 0"),
     "steps": ("topk", {"max_steps": 0}, "max_steps: expected an integer >= 1, got 0"),

@@ -658,6 +658,7 @@ FIELDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "epsilon": ({}, [1e-2]),
     "lr_schedule": ({"lr_total_steps": 3, "lr_step_size": 1}, ["cosine", "linear", "step"]),
     "lr_warm_up": ({}, [2]),
+    "lr_start": ({"lr_warm_up": 3}, [0.0, 0.5]),
     "lr_total_steps": ({"lr_schedule": "cosine", "lr_total_steps": 3}, [2, 9, None]),
     "lr_decay_steps": ({"lr_schedule": "linear", "lr_total_steps": 3}, [1, 2]),
     "lr_final": ({"lr_schedule": "cosine", "lr_total_steps": 3}, [0.5]),

@@ -58,6 +58,14 @@ def test_an_option_that_is_given_goes_before_the_preset(library: str, architectu
     assert make(architecture, preset=library, dead_after=None).resolved_params()["dead_after"] is None
 
 
+def test_a_preset_without_its_warm_up_has_no_start_of_one() -> None:
+    assert make("topk", preset="dictionary_learning").resolved_params()["lr_start"] == 0.0
+    for changed in ({"lr_warm_up": 0}, {"solver": "sign_sgd", "max_grad_norm": None}):
+        model = make("topk", preset="dictionary_learning", **changed)
+        assert model.resolved_params()["lr_start"] is None
+        config_of(model)
+
+
 @pytest.mark.parametrize("architecture", DEFAULTS)
 def test_our_own_defaults_are_options_and_count(architecture: str) -> None:
     model = make(architecture)
@@ -96,6 +104,7 @@ EXPECTED: dict[tuple[str, str], dict[str, Any]] = {
     ("dictionary_learning", "topk"): {
         "learning_rate": 2e-4 / math.sqrt(M / 2**14),
         "lr_warm_up": 1000,
+        "lr_start": 0.0,
         "max_grad_norm": 1.0,
         "aux_weight": 1 / 32,
         "aux_share": False,
@@ -122,7 +131,7 @@ EXPECTED: dict[tuple[str, str], dict[str, Any]] = {
         "max_grad_norm": None,
     },
     ("dictionary_learning", "l1"): {"learning_rate": 1e-3, "sparsity_weight": 0.1, "sparsity_warm_up": 2000},
-    ("openai", "topk"): {"learning_rate": 1e-4, "epsilon": 6.25e-10, "aux_k": 256, "loss_reduction": "fvu"},
+    ("openai", "topk"): {"learning_rate": 1e-4, "epsilon": 6.25e-10, "aux_k": 256, "loss_reduction": "fvu_data"},
 }
 
 
@@ -165,6 +174,7 @@ OTHERS: dict[str, Any] = {
     "epsilon": 0.3,
     "lr_schedule": "cosine",
     "lr_warm_up": 3,
+    "lr_start": 0.5,
     "lr_decay_steps": 2,
     "lr_total_steps": 40,
     "lr_final": 0.5,
@@ -210,6 +220,7 @@ OTHERS: dict[str, Any] = {
 #: Options that need others beside them to count.
 WITH: dict[str, dict[str, Any]] = {
     "momentum": {"solver": "momentum"},
+    "lr_start": {"lr_warm_up": 3},
     "lr_decay_steps": {"lr_schedule": "linear"},
     "lr_total_steps": {"lr_schedule": "cosine"},
     "lr_final": {"lr_schedule": "cosine"},

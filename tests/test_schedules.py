@@ -60,6 +60,9 @@ def test_every_schedule_has_a_case() -> None:
 def test_golden_shares() -> None:
     assert shares(4) == [1.0] * 4
     assert shares(6, lr_warm_up=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert shares(6, lr_warm_up=4, lr_start=0.0) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert shares(4, lr_warm_up=2, lr_start=0.5) == [0.5, 0.75, 1.0, 1.0]
+    assert shares(4, lr_warm_up=2, lr_start=1.0) == [1.0] * 4
     assert shares(6, lr_schedule="step", lr_step_size=2, lr_gamma=0.5) == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     assert shares(5, lr_schedule="step", lr_step_size=2, lr_gamma=0.5, lr_warm_up=2) == [0.5, 1.0, 1.0, 1.0, 0.5]
     # (1 + cos) / 2 at 0, 60, 90, 120 and 180 degrees

@@ -60,7 +60,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prefixes": (4, 11), "prefix_weights": (0.0, 0.0)}, r"^prefix_weights: expected one above 0, else nothing"),
     ({"decoder_norm": "l2"}, r"^decoder_norm: expected one of 'unit', 'rescale', 'free', got 'l2'"),
     ({"decoder_norm": "free", "project_gradient": False}, r"^project_gradient: other than True needs decoder_norm="),
-    ({"loss_reduction": "max"}, r"^loss_reduction: expected one of 'fvu', 'sum', 'mean', 'ufldl', got 'max'"),
+    (
+        {"loss_reduction": "max"},
+        r"^loss_reduction: expected one of 'fvu', 'fvu_data', 'sum', 'mean', 'ufldl', got 'max'",
+    ),
     ({"sparsity": "l0"}, r"^sparsity: expected one of 'none', .*, got 'l0'"),
     ({"sparsity": "l1"}, r"^sparsity='l1' needs activation='relu' or 'jump_relu' or 'gated', got 'topk'"),
     ({**GATED, "sparsity": "tanh"}, r"^sparsity='tanh' needs activation='relu' or 'jump_relu', got 'gated'"),
@@ -79,7 +82,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**JUMP, "sparsity": "quadratic", "target_l0": 12}, r"^target_l0: expected a number in \(0, 11\], got 12"),
     (
         {**JUMP, "sparsity": "step", "target_l0": 3.0},
-        r"^target_l0: other than None needs sparsity='quad",
+        r"^target_l0: other than None needs sparsity='quadratic' or 'quadratic_rows', got 3.0",
     ),
     ({"bandwidth": 0.1}, r"^bandwidth: other than 0.05 needs activation='jump_relu', got 0.1"),
     ({**JUMP, "bandwidth": 0.0}, r"^bandwidth: expected a number in \(0, inf\), got 0.0"),
@@ -125,7 +128,7 @@ def test_dictionary(case: str) -> None:
     assert SparseCodeConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     core = config.core()
     assert core["family"] == "sparse_code"
-    unknown = {"lr_total_steps", "lr_decay_steps", "max_grad_norm"}
+    unknown = {"lr_start", "lr_total_steps", "lr_decay_steps", "max_grad_norm"}
     assert {name for name, value in core.items() if value is None} <= unknown
 
 

@@ -106,6 +106,8 @@ FAULTS: list[tuple[str, str, str, str, Check]] = [
         "topk of variances",
         gradient,
     ),
+    (L, "return 1.0 / batch.data_variance", "return 1.0", "topk of the data's variance", gradient),
+    (L, 'counts if config.sparsity == "quadratic_rows" else', "", "jump_relu quadratic rows", gradient),
     (L, '"ufldl": 0.5', '"ufldl": 1.0', "topk of sums", gradient),
     (S, "return a * self._scale()", "return a", "topk of variances", outputs),
     (S, "np.where(s > 0, s, 1.0)", "1.0 + 0 * s", "topk of variances", outputs),

@@ -21,6 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tanh": {"activation": "relu", "sparsity": "tanh", "decoder_norm": "free", "sparsity_by_norm": False},
     "steps": {"activation": "jump_relu", "sparsity": "step", "bandwidth": 0.3},
     "quadratic": {"activation": "jump_relu", "sparsity": "quadratic", "target_l0": 3.0, "bandwidth": 0.3},
+    "rows": {"activation": "jump_relu", "sparsity": "quadratic_rows", "target_l0": 3.0, "bandwidth": 0.3},
     "jumps and tanh": {"activation": "jump_relu", "sparsity": "tanh", "bandwidth": 0.3},
     "transcoder": {"activation": "relu", "transcoder": True, "skip": True, "pre_bias": False, "sparsity": "l1"},
 }

@@ -37,6 +37,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "signs": {"optimizer": "sign_sgd", "momentum": 0.9, "lr_warm_up": 5},
     "signs of batch_topk": {"optimizer": "sign_sgd", "activation": "batch_topk", "decoder_norm": "rescale"},
     "cosine": {"lr_schedule": "cosine", "lr_warm_up": 5, "lr_total_steps": 40, "lr_final": 0.1, **WIDE},
+    "warm-up from nothing": {"lr_warm_up": 20, "lr_start": 0.0, "max_grad_norm": 0.2},
     "linear": {"lr_schedule": "linear", "lr_total_steps": 45, "lr_decay_steps": 21, "activation": "relu"},
     "signs of jumps": {"optimizer": "sign_sgd", "activation": "jump_relu", "decoder_norm": "free"},
     "clipped gates": {"activation": "gated", "max_grad_norm": 0.2, "optimizer": "momentum", "sparsity": "l1"},
@@ -69,6 +70,8 @@ def start(config: SparseCodeConfig) -> Values:
     if "threshold" in values:
         values["threshold"] = single(config.initial_threshold * rng.uniform(0.2, 2.0, n))
     values["rows_since_fired"] = rng.choice([0.0, 15.0, 20.0, 21.0, 300.0], n)
+    if config.loss_reduction == "fvu_data":
+        values["data_variance"] = np.array([1.7])
     return values
 
 
@@ -78,6 +81,7 @@ def make_reference(
     model = kind(config, dtype)
     model.set({name: value for name, value in values.items() if name in model.parameters})
     model.rows_since_fired, model.steps = values["rows_since_fired"].copy(), steps
+    model.data_variance = float(values.get("data_variance", [1.0])[0])
     return model
 
 

@@ -24,6 +24,7 @@ SELECTED: dict[str, dict[str, Any]] = {
     "topk of sums": {"loss_reduction": "ufldl", "aux_reduction": "sum", "pre_bias": False},
     "topk of means": {"loss_reduction": "mean", "aux_reduction": "mean", "decoder_norm": "free"},
     "topk of variances": {"loss_reduction": "fvu", "aux_reduction": "fvu", "decoder_norm": "rescale"},
+    "topk of the data's variance": {"loss_reduction": "fvu_data", "prefixes": (3, LATENTS)},
     "topk of all": {"k": LATENTS, "aux_weight": 0.7},
     "few dead": {"aux_k": 6, "aux_weight": 2.0, "decoder_norm": "rescale"},
     "full share": {"aux_k": 6, "aux_weight": 2.0, "aux_share": False},
@@ -47,6 +48,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "gated": {"activation": "gated", "gate_weight": 0.6},
     "gated l1": {"activation": "gated", "sparsity": "l1", "decoder_norm": "free"},
     "gated attached": {"activation": "gated", "sparsity": "l1", "gate_detached": False, "loss_reduction": "fvu"},
+    "gated of the data's variance": {"activation": "gated", "loss_reduction": "fvu_data"},
     "gated plain l1": {"activation": "gated", "sparsity": "l1", "sparsity_by_norm": False, "pre_bias": False},
     "gated transcoder": {"activation": "gated", "transcoder": True, "skip": True, "gate_detached": False},
 }
@@ -59,6 +61,7 @@ JUMPS: dict[str, dict[str, Any]] = {
     "jump_relu plain tanh": {**WIDE, "sparsity": "tanh", "sparsity_by_norm": False},
     "jump_relu step": {**WIDE, "sparsity": "step", "sparsity_weight": 0.3, "sparsity_warm_up": 9},
     "jump_relu quadratic": {**WIDE, "sparsity": "quadratic", "target_l0": 2.5, "decoder_norm": "free"},
+    "jump_relu quadratic rows": {**WIDE, "sparsity": "quadratic_rows", "target_l0": 2.5, "sparsity_warm_up": 5},
     "jump_relu transcoder": {**WIDE, "sparsity": "step", "transcoder": True, "skip": True},
     # Rows that only this pulls at keep their direction: its projection would be rounding alone.
     "jump_relu pre-activations": {**WIDE, "pre_act_weight": 0.4, "project_gradient": False},
@@ -93,6 +96,7 @@ def randomised(config: SparseCodeConfig, seed: int = 0, dtype: str = "float64", 
         drawn["threshold"] = config.initial_threshold * rng.uniform(0.2, 2.0, LATENTS)
     model.set(drawn)
     model.rows_since_fired = rng.choice([0.0, 20.0, 21.0, 300.0], LATENTS)
+    model.data_variance = 1.7
     model.steps = 3
     return model
 
@@ -393,6 +397,7 @@ def test_weights_are_repeats() -> None:
         {"loss_reduction": "fvu", "aux_reduction": "residual"},
         DENSE["gated attached"],
         JUMPS["jump_relu quadratic"],
+        JUMPS["jump_relu quadratic rows"],
     ):
         model = randomised(make(**given))
         X, *_ = data(model.config)
@@ -404,23 +409,28 @@ def test_weights_are_repeats() -> None:
                 assert_close(value, many[name])
 
 
-@pytest.mark.parametrize("kind", ["l1", "plain l1", "tanh", "plain tanh", "step", "quadratic"])
+@pytest.mark.parametrize("kind", ["l1", "plain l1", "tanh", "plain tanh", "step", "quadratic", "quadratic rows"])
 def test_sparsity_one_by_one(kind: str) -> None:
     """Element by element, in plain Python."""
     model = randomised(make(**{**CASES[f"jump_relu {kind}"], "pre_act_weight": 0.4, "sparsity_warm_up": 0}))
     config, (X, weights, _) = model.config, data(model.config)
-    p, terms, counts, pulls = model.parameters, 0.0, 0.0, 0.0
+    p, target = model.parameters, config.target_l0 or 1.0
+    terms = counts = pulls = squares = 0.0
     for x, w in zip(X, weights, strict=True):
+        active, share = 0, w / weights.sum()
         for j in range(LATENTS):
             z = float((x - config.pre_bias * p["b_dec"]) @ p["W_enc"][j] + p["b_enc"][j])
-            norm, share = math.sqrt(sum(v * v for v in p["W_dec"][j])), w / weights.sum()
+            norm = math.sqrt(sum(v * v for v in p["W_dec"][j]))
             q = norm if config.sparsity_by_norm else 1.0
             if z > p["threshold"][j]:
-                counts += share
+                active += 1
                 terms += share * (math.tanh(config.tanh_scale * z * q) if "tanh" in kind else z * q)
             elif model.rows_since_fired[j] > 20:
                 pulls += share * (p["threshold"][j] - z) * norm
-    omega = {"step": counts, "quadratic": (counts / (config.target_l0 or 1.0) - 1) ** 2}.get(kind, terms)
+        counts += share * active
+        squares += share * (active / target - 1) ** 2
+    by_count = {"step": counts, "quadratic": (counts / target - 1) ** 2, "quadratic rows": squares}
+    omega = by_count.get(kind, terms)
     parts = model.evaluate(X, weights)
     assert parts["sparsity"] == pytest.approx(config.sparsity_weight * omega, rel=FLOAT64)
     assert parts["auxiliary"] == pytest.approx(0.4 * pulls, rel=FLOAT64)
@@ -638,7 +648,7 @@ def test_losses_of_rows(reduction: str) -> None:
     model = randomised(make(loss_reduction=reduction))
     X, weights, _ = data(model.config)
     share = weights / weights.sum()
-    variance = share @ ((X - share @ X) ** 2).sum(axis=1) if reduction == "fvu" else 1.0
+    variance = {"fvu": share @ ((X - share @ X) ** 2).sum(axis=1), "fvu_data": 1.7}.get(reduction, 1.0)
     expected = model.evaluate(X, weights)["reconstruction"]
     assert share @ model.row_losses(X) / variance == pytest.approx(expected, rel=FLOAT64)
 

@@ -18,7 +18,10 @@ std::string step_name(const std::string& optimizer) {
 }  // namespace
 
 double Schedule::share(std::int64_t step) const {
-  if (step <= warm_up) return static_cast<double>(step) / static_cast<double>(warm_up);
+  if (step <= warm_up) {
+    const double length = static_cast<double>(warm_up), done = static_cast<double>(step - 1) / length;
+    return first_share < 0 ? static_cast<double>(step) / length : first_share + (1 - first_share) * done;
+  }
   const std::int64_t after = step - 1 - warm_up;
   if (name == "step") return std::pow(gamma, static_cast<double>(after / step_size));
   if (!has_end()) return 1;

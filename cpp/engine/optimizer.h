@@ -19,6 +19,7 @@ struct Schedule {
   std::int64_t step_size = 1;
   double gamma = 1;
   std::int64_t decay_steps = 0;  // of the line; 0: all after the warm-up
+  double first_share = -1;       // that the warm-up begins with; below 0: 1 / warm_up
 
   // The share of step number `step`, which counts from 1.
   double share(std::int64_t step) const;

@@ -117,9 +117,11 @@ struct CodeFactors : EachElement<double> {
   CodeSums* numbers;
   CodeConstants constants;
   const StepScalars* step;
+  const double* data_variance;  // or null: that of the batch
   FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
     const double mean = step->inverse_total;
-    const double divisor = constants.divisor > 0 ? constants.divisor : numbers->variance * mean;
+    const double variance = data_variance != nullptr ? *data_variance : numbers->variance * mean;
+    const double divisor = constants.divisor > 0 ? constants.divisor : variance;
     numbers->factor = 2 * mean * share_of(1, divisor);
     numbers->gate_factor = constants.gate_weight * numbers->factor;
     return z;

@@ -68,10 +68,37 @@ struct ForwardCode : SumsColumns<S, ForwardSums::count> {
   }
 };
 
-// Sums of a column: delta; near the threshold the slope by the element; weights of a dead latent's elements below it.
+// Counts the active elements of a row.
+template <class S>
+struct ActiveCount {
+  using Scalar = S;
+  static constexpr bool epilogue = false;
+  static constexpr Pass pass = Pass::row_sum;
+  static constexpr int sums = 1;
+  FS_HD S operator()(std::int64_t, std::int64_t, S a, S* sum) const {
+    sum[0] = a != S(0) ? S(1) : S(0);
+    return a;
+  }
+};
+
+// Of each row's count the slope of its squared distance from a target; sums these squares.
+template <class S>
+struct CountSlope : SumsColumns<S, 1> {
+  const double* counts;  // [rows]
+  const S* weight;       // [rows]
+  double target;
+  FS_HD S operator()(std::int64_t row, std::int64_t, S, S* sum) const {
+    const S off = static_cast<S>(counts[row] / target - 1);
+    sum[0] = weight[row] * off * off;
+    return weight[row] * S(2) * off / static_cast<S>(target);
+  }
+};
+
+// Sums of a column: delta; near the threshold the slope by the element; weights of a dead latent's elements below it;
+// near the threshold the slope by the row's count.
 struct BackwardSums {
-  static constexpr int count = 3;
-  enum { delta, near_slope, below };
+  static constexpr int count = 4;
+  enum { delta, near_slope, below, near_count };
 };
 
 // The slope by the coefficient becomes that by z.
@@ -80,6 +107,7 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
   static constexpr bool epilogue = true;
   Thresholded<S> code;
   View<const S> z;
+  const S* count_slope;  // [rows], or null
   double sparsity_weight, pre_act_weight;
   const StepScalars* step;
   S penalty_slope = 0, pre_act_slope = 0;
@@ -98,9 +126,20 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
     sum[BackwardSums::delta] = delta;
     sum[BackwardSums::near_slope] = code.is_near(at, bar) ? g : S(0);
     sum[BackwardSums::below] = below ? w : S(0);
+    sum[BackwardSums::near_count] = count_slope != nullptr && code.is_near(at, bar) ? count_slope[row] : S(0);
     return delta;
   }
 };
+
+// The row of an element, among `rows` of which each begins at its start.
+FS_HD std::int64_t row_of(std::int64_t element, const std::int32_t* starts, std::int64_t rows) {
+  std::int64_t low = 0, high = rows;  // it is in [low, high)
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    (starts[middle] <= element ? low : high) = middle;
+  }
+  return low;
+}
 
 // The same for elements that were collected.
 template <class S>
@@ -118,15 +157,21 @@ struct ElementSlope : EachElement<S> {
   }
   FS_HD S operator()(std::int64_t, std::int64_t element, S slope, S*) const {
     if (element >= starts[rows]) return slope;
-    std::int64_t low = 0, high = rows;  // the row is in [low, high)
-    while (high - low > 1) {
-      const std::int64_t middle = (low + high) / 2;
-      (starts[middle] <= element ? low : high) = middle;
-    }
     const std::int64_t col = latents[element];
     const S a = z[element] <= code.bar(col) ? S(0) : z[element];
-    return slope + code.weight[low] * penalty_slope *
+    return slope + code.weight[row_of(element, starts, rows)] * penalty_slope *
                        element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
+  }
+};
+
+// Each collected element becomes a number of its row.
+template <class S>
+struct OfRow : EachElement<S> {
+  const S* numbers;            // [rows]
+  const std::int32_t* starts;  // [rows + 1]
+  std::int64_t rows;
+  FS_HD S operator()(std::int64_t, std::int64_t element, S z, S*) const {
+    return element < starts[rows] ? numbers[row_of(element, starts, rows)] : z;
   }
 };
 
@@ -273,6 +318,8 @@ struct ThresholdGradient : SumsColumns<S, 1> {
   const double* forward;   // ForwardSums, [count x cols]
   const double* backward;  // BackwardSums, [count x cols]
   const double* elements;  // [cols]: slopes of collected elements near it
+  const double*
+      counted;  // [cols]: the same by their rows' counts; null: the slope by a count is one for all rows
   std::int64_t cols;
   const S* threshold;
   const S* norms;  // or null: 1
@@ -287,11 +334,13 @@ struct ThresholdGradient : SumsColumns<S, 1> {
       by_count = 2 * (numbers->weighted_active * mean / constants.target_l0 - 1) / constants.target_l0;
     else if (constants.counts_active)
       by_count = 1;
-    by_count *= constants.sparsity_weight * step->penalty_share * mean;
+    const double weight = constants.sparsity_weight * step->penalty_share * mean;
+    const double count = counted != nullptr ? backward[BackwardSums::near_count * cols + col] + counted[col]
+                                            : by_count * forward[ForwardSums::near * cols + col];
     const double bar = static_cast<double>(threshold[col]);
     const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
-    const double near = bar * (backward[BackwardSums::near_slope * cols + col] + elements[col]) +
-                        by_count * forward[ForwardSums::near * cols + col];
+    const double near =
+        bar * (backward[BackwardSums::near_slope * cols + col] + elements[col]) + weight * count;
     const S g =
         static_cast<S>(constants.pre_act_weight * mean * length * backward[BackwardSums::below * cols + col] -
                        near / bandwidth);

@@ -85,8 +85,9 @@ using SparseCodeKernels = TypeList<Centered<S>, CopySumming<S>, SquaredDeviation
                                    InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
 template <class S>
 using DenseCodeKernels =
-    TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, CodeBiasGradient<S>, ForwardGate<S>,
-             BackwardGate<S>, ExpOf<S>, CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
+    TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, ActiveCount<S>, CountSlope<S>, OfRow<S>,
+             CodeBiasGradient<S>, ForwardGate<S>, BackwardGate<S>, ExpOf<S>, CodeError<S>,
+             ThresholdGradient<S>, ClampThreshold<S>>;
 using CodeScalarKernels =
     TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
 

@@ -70,7 +70,7 @@ struct SparseCodeSpec {
   std::int64_t k_warm_up;
   std::vector<std::int64_t> prefixes;
   std::vector<double> prefix_weights;
-  std::string sparsity;  // none, l1, tanh, step or quadratic
+  std::string sparsity;  // none, l1, tanh, step, quadratic or quadratic_rows
   double sparsity_weight;
   bool sparsity_by_norm;
   std::int64_t sparsity_warm_up;

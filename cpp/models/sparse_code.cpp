@@ -31,11 +31,11 @@ SparseCode::SparseCode(const ModelSpec& spec, Backend& backend)
 CodeConstants SparseCode::constants() const {
   const double outputs = static_cast<double>(spec_.n_outputs);
   const auto divisor = [&](const std::string& name) {
-    return name == "sum"     ? 1.0
-           : name == "ufldl" ? 2.0
-           : name == "mean"  ? outputs
-           : name == "fvu"   ? 0.0
-                             : -1.0;
+    return name == "sum"        ? 1.0
+           : name == "ufldl"    ? 2.0
+           : name == "mean"     ? outputs
+           : name == "residual" ? -1.0
+                                : 0.0;
   };
   CodeConstants c{};
   c.divisor = divisor(spec_.loss_reduction);
@@ -84,7 +84,11 @@ void SparseCode::accumulate(const Batch& batch, bool) {
   }
   if (needs_norms()) backend_.row_norms(*w_.decoder, *norms_);
   add_variance(batch.target, shaped(*errors_, batch.rows(), spec_.n_outputs), &sums()->variance);
-  scalar_pass(as_kernel(CodeFactors{{}, sums(), constants(), memory_.scalars}));
+  scalar_pass(as_kernel(CodeFactors{{},
+                                    sums(),
+                                    constants(),
+                                    memory_.scalars,
+                                    data_variance_ == nullptr ? nullptr : data_variance_->as<double>()}));
   if (dense_)
     accumulate_tiles(batch);
   else

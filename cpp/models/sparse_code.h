@@ -67,6 +67,7 @@ class SparseCode final : public Model {
   bool is_rescaled() const { return code_.decoder_norm == "rescale"; }
   bool weighs_by_norm() const;
   bool pulls() const;
+  bool counts_rows() const { return code_.sparsity == "quadratic_rows"; }
   bool needs_norms() const;
   bool counts_dead() const { return code_.dead_after >= 0; }
   bool has_auxiliary() const { return !dense_ && counts_dead() && code_.aux_weight > 0 && code_.aux_k > 0; }
@@ -108,6 +109,10 @@ class SparseCode final : public Model {
   void thresholded_tile(const Rows& part);
   template <class S>
   void gated_tile(const Rows& part);
+  template <class S>
+  void count_rows(const Rows& part, const Tensor& code);
+  template <class S>
+  const S* count_slopes(const Rows& part) const;
   bool collects() const;
   bool collect_tile(const Rows& part, const Tensor& z);
   Code collected(const Selected& elements, std::int64_t rows) const;
@@ -142,6 +147,7 @@ class SparseCode final : public Model {
   Tensor *encoder_gradient_ = nullptr, *decoder_gradient_ = nullptr;
   Tensor *bias_gradient_ = nullptr, *decoder_bias_gradient_ = nullptr;
   Tensor *since_ = nullptr, *fired_rows_ = nullptr, *bar_ = nullptr, *monitor_ = nullptr;
+  Tensor* data_variance_ = nullptr;
 
   // Scratch, for the reserved number of rows.
   Tensor* scalar_ = nullptr;  // what a pass over scalars alone runs on
@@ -151,6 +157,7 @@ class SparseCode final : public Model {
   Tensor *pull_ = nullptr, *forward_sums_ = nullptr, *backward_sums_ = nullptr, *vector_sums_ = nullptr;
   Tensor *gate_errors_ = nullptr, *gain_ = nullptr, *pull_sums_ = nullptr;
   Tensor *near_sums_ = nullptr, *element_sums_ = nullptr;
+  Tensor *row_counts_ = nullptr, *row_slopes_ = nullptr, *row_penalty_ = nullptr, *near_counts_ = nullptr;
   Selected main_, auxiliary_, near_;
   std::int64_t dense_tiles_ = 0;  // of this step
   Tile tile_;

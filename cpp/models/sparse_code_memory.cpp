@@ -34,6 +34,7 @@ void SparseCode::declare(Arena& parameters, Arena& gradients, Arena& matrices, A
   since_ = &state.declare("rows_since_fired", 1, n, DType::f64);
   fired_rows_ = &state.declare("fired_rows", 1, n, DType::f64);
   monitor_ = &state.declare("monitor", 1, sizeof(CodeMonitor) / sizeof(double), DType::f64);
+  if (spec_.loss_reduction == "fvu_data") data_variance_ = &state.declare("data_variance", 1, 1, DType::f64);
   if (is("batch_topk")) bar_ = &state.declare("batch_threshold", 1, 1, DType::f64);
 }
 

@@ -48,6 +48,12 @@ void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
 void SparseCode::declare_collected(Arena& scratch, std::int64_t rows) {
   const std::int64_t n = code_.latents;
   near_sums_ = &scratch.declare("near_sums", 1, n, DType::f64);
+  if (counts_rows()) {
+    row_counts_ = &scratch.declare("row_counts", rows, 1, DType::f64);
+    row_slopes_ = &scratch.declare("row_slopes", rows, 1, spec_.dtype);
+    row_penalty_ = &scratch.declare("row_penalty", 1, 1, DType::f64);
+    near_counts_ = &scratch.declare("near_counts", 1, n, DType::f64);
+  }
   element_sums_ = &scratch.declare("element_sums", 1, n, spec_.dtype);
   if (!collects()) return;
   declare_selected(scratch, main_, "above", rows, rows * (n / kAboveShare));
@@ -135,15 +141,36 @@ void SparseCode::thresholded_tile(const Rows& part) {
   const Kernel forward = as_kernel(ForwardCode<S>{{}, how, z.view<S>()});
   backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward,
                    {*forward_sums_, part.first > 0});
+  if (counts_rows()) count_rows<S>(part, code);
   if (collect_tile(part, z)) return;
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   if (!with_gradient_) return;
   const bool add = dense_tiles_++ > 0;
-  const Kernel backward = as_kernel(BackwardCode<S>{
-      {}, how, z.view<const S>(), penalty_weight(), constants().pre_act_weight, memory_.scalars});
+  const Kernel backward = as_kernel(BackwardCode<S>{{},
+                                                    how,
+                                                    z.view<const S>(),
+                                                    count_slopes<S>(part),
+                                                    penalty_weight(),
+                                                    constants().pre_act_weight,
+                                                    memory_.scalars});
   backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, add});
   backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
   backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
+}
+
+// What each row of a tile pays for the number of its latents, and the slope of that by the number.
+template <class S>
+void SparseCode::count_rows(const Rows& part, const Tensor& code) {
+  const Tensor counts = row_counts_->slice_rows(part.first, code.rows);
+  backend_.map(code, as_kernel(ActiveCount<S>{}), {counts});
+  const Kernel kernel =
+      as_kernel(CountSlope<S>{{}, counts.as<double>(), part.weight.as<S>(), code_.target_l0});
+  backend_.map(row_slopes_->slice_rows(part.first, code.rows), kernel, {*row_penalty_, part.first > 0});
+}
+
+template <class S>
+const S* SparseCode::count_slopes(const Rows& part) const {
+  return counts_rows() ? row_slopes_->slice_rows(part.first, 1).as<S>() : nullptr;
 }
 
 double SparseCode::penalty_weight() const {
@@ -194,6 +221,7 @@ template <class S>
 void SparseCode::add_collected(std::int64_t rows) {
   backend_.fill(*near_sums_, 0);
   backend_.fill(*element_sums_, 0);
+  if (counts_rows()) backend_.fill(*near_counts_, 0);
   if (!collects()) return;
   const auto finish = [&](const Selected& elements) {
     if (penalty_weight() == 0) return;
@@ -215,6 +243,10 @@ void SparseCode::add_collected(std::int64_t rows) {
   Code near = collected(near_, rows);
   near.values = *near_.slopes;
   backend_.sum_by_latent(near, *near_sums_);
+  if (!counts_rows()) return;
+  const Kernel of_row = as_kernel(OfRow<S>{{}, row_slopes_->as<S>(), near_.starts->as<std::int32_t>(), rows});
+  backend_.map(*near_.values, of_row, {});
+  backend_.sum_by_latent(collected(near_, rows), *near_counts_);
 }
 
 template <class S>
@@ -251,9 +283,10 @@ void SparseCode::close_tiles(std::int64_t rows) {
   backend_.map(*pull_, as_kernel(pull), {*pull_sums_});
   CodeSums* s = sums();
   const Tensor losses = losses_->slice_rows(0, rows), gate_losses = last_losses_->slice_rows(0, rows);
+  const Tensor penalty = counts_rows() ? *row_penalty_ : pull_sums_->slice_rows(PenaltyPull::penalty, 1);
   const Total totals[] = {{pull_sums_->slice_rows(PenaltyPull::active, 1), 1, &s->active},
                           {pull_sums_->slice_rows(PenaltyPull::weighted, 1), 1, &s->weighted_active},
-                          {pull_sums_->slice_rows(PenaltyPull::penalty, 1), 1, &s->sparsity},
+                          {penalty, 1, &s->sparsity},
                           {pull_sums_->slice_rows(PenaltyPull::below, 1), 1, &s->pre_act},
                           {losses, 1, &s->loss},
                           {losses, 1, &s->last_loss},
@@ -291,6 +324,7 @@ void SparseCode::close_tiles(std::int64_t rows) {
                                                 forward_sums_->as<double>(),
                                                 backward_sums_->as<double>(),
                                                 near_sums_->as<double>(),
+                                                counts_rows() ? near_counts_->as<double>() : nullptr,
                                                 code_.latents,
                                                 w_.threshold->as<S>(),
                                                 pulls() ? norms_->as<S>() : nullptr,

@@ -71,7 +71,8 @@ class ConvAutoencoder(Autoencoder):
     tied : bool
         The decoder's filters are the encoder's.
     weight_decay, weight_l1, rho_hat, rho_hat_decay, loss, loss_reduction, solver, learning_rate, momentum, beta1, \
-beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+beta2, epsilon, lr_schedule, lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, \
+max_grad_norm
         As of :class:`fastsae.SparseAutoencoder`.
     batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, dtype, precision
         As of :class:`fastsae.SparseAutoencoder`.
@@ -145,6 +146,7 @@ beta2, epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_fina
         epsilon: float = Config.epsilon,
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
+        lr_start: float | None = Config.lr_start,
         lr_total_steps: int | None = Config.lr_total_steps,
         lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,

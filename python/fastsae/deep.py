@@ -82,7 +82,7 @@ class DeepAutoencoder(Autoencoder):
     lr_schedule : {"constant", "cosine", "linear", "step"}
         How the learning rate changes from step to step, after `lr_warm_up` steps in which it rises linearly; see
         :mod:`fastsae.schedules` for the formulas. Not with ``solver="lbfgs"``.
-    lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma
+    lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma
         Of the schedule; see :class:`fastsae.Config`. ``cosine`` and ``linear`` end with `max_epochs` unless
         `lr_total_steps` says where, which `partial_fit` needs.
     max_grad_norm : float or None
@@ -174,6 +174,7 @@ class DeepAutoencoder(Autoencoder):
         epsilon: float = Config.epsilon,
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
+        lr_start: float | None = Config.lr_start,
         lr_total_steps: int | None = Config.lr_total_steps,
         lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,

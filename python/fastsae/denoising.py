@@ -49,9 +49,9 @@ class DenoisingAutoencoder(SparseAutoencoder):
     contraction, contraction_hessian, contraction_noise
         Penalties on the Jacobian of the code; none by default.
     activation, output_activation, weight_decay, weight_l1, loss_reduction, learning_rate, momentum, beta1, beta2, \
-epsilon, lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, \
-batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, scale, dtype, \
-precision, device, random_state, checkpoint, checkpoint_every, callback, verbose
+epsilon, lr_schedule, lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, \
+max_grad_norm, batch_size, max_epochs, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init, \
+scale, dtype, precision, device, random_state, checkpoint, checkpoint_every, callback, verbose
         As for :class:`fastsae.SparseAutoencoder`.
 
     Attributes
@@ -102,6 +102,7 @@ precision, device, random_state, checkpoint, checkpoint_every, callback, verbose
         epsilon: float = Config.epsilon,
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
+        lr_start: float | None = Config.lr_start,
         lr_total_steps: int | None = Config.lr_total_steps,
         lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,

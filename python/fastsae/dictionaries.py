@@ -15,7 +15,7 @@ from fastsae.base import Array, Autoencoder
 from fastsae.checks import check_choice, check_integer, check_real
 from fastsae.codes import OUTPUTS, as_csr, csr_of, pairs_of
 from fastsae.config import TrainingConfig
-from fastsae.initializers import CENTERS, MOST_ROWS, center_of, initialize_code
+from fastsae.initializers import CENTERS, MATCHED, MOST_ROWS, center_of, initialize_code, variance_of
 from fastsae.optimizer import OPTIMIZERS
 from fastsae.presets import DEFAULTS, LEARNING_RATE, PerPrefix, PerRootLatents, Steps, preset_options
 from fastsae.resampling import dead_latents
@@ -66,7 +66,7 @@ class Dictionary(Autoencoder):
         ``unit`` keeps the rows of W_dec at norm 1; ``rescale`` counts ``a_j |W_dec_j|`` in selection and code.
     project_gradient : bool
         Under ``unit``: take from each row's gradient its part along the row.
-    loss_reduction : {"sum", "mean", "fvu", "ufldl"}
+    loss_reduction : {"sum", "mean", "fvu", "fvu_data", "ufldl"}
         What the squared error is divided by: 1, n_features, the variance of the batch, or 2.
     dead_after : int or None
         Rows without a firing after which a latent counts as dead; None: never.
@@ -74,13 +74,14 @@ class Dictionary(Autoencoder):
         First b_dec: of up to 8192 rows, drawn at random.
     decoder_init_norm, encoder_init_norm : float
         Norms of the first rows of W_dec, >= 0, and of W_enc; None takes the decoder's. Both have the same random
-        directions. By default 1 under ``unit``, else 0.1.
+        directions. By default 1 under ``unit``, else 0.1. Of a TopK autoencoder ``encoder_init_norm="matched"`` gives
+        random unit vectors outputs of the mean norm 1.
     solver : {"adam", "sign_sgd", "sgd", "momentum", "nesterov"}
         The optimiser; ``sign_sgd`` is averaged without a schedule.
     learning_rate : float or None
         None takes ``2e-4 / sqrt(n_latents / 2**14)``.
-    momentum, beta1, beta2, epsilon, lr_schedule, lr_warm_up, lr_decay_steps, lr_total_steps, lr_final, lr_step_size, \
-lr_gamma, max_grad_norm
+    momentum, beta1, beta2, epsilon, lr_schedule, lr_warm_up, lr_start, lr_decay_steps, lr_total_steps, lr_final, \
+lr_step_size, lr_gamma, max_grad_norm
         See :class:`fastsae.optimizer.OptimizerConfig`. Schedules end with `max_steps` or `max_epochs` unless
         `lr_total_steps` says where.
     batch_size : int or None
@@ -153,6 +154,7 @@ lr_gamma, max_grad_norm
     epsilon: float | str = AUTO
     lr_schedule: str = AUTO
     lr_warm_up: int | str = AUTO
+    lr_start: float | str | None = AUTO
     lr_decay_steps: int | None = SparseCodeConfig.lr_decay_steps
     lr_total_steps: int | None = SparseCodeConfig.lr_total_steps
     lr_final: float = SparseCodeConfig.lr_final
@@ -197,6 +199,8 @@ lr_gamma, max_grad_norm
             name: table[name] if isinstance(value, str) and value == AUTO and name != "device" else value
             for name, value in self.get_params(deep=False).items()
         }
+        if self.lr_start == AUTO and (values["lr_warm_up"] == 0 or values["solver"] == "sign_sgd"):
+            values["lr_start"] = None
         if values["learning_rate"] is None:
             values["learning_rate"] = LEARNING_RATE
         for name, value in values.items():
@@ -370,8 +374,11 @@ lr_gamma, max_grad_norm
         # From 0 a decoder that counts in the selection never moves.
         ends = "()" if options["decoder_norm"] == "rescale" else "[)"
         check_real("decoder_init_norm", options["decoder_init_norm"], 0.0, ends=ends)
-        if options["encoder_init_norm"] is not None:
-            check_real("encoder_init_norm", options["encoder_init_norm"], 0.0, ends="()")
+        if (norm := options["encoder_init_norm"]) == MATCHED:
+            if self._architecture != "topk":
+                raise ValueError(f"encoder_init_norm: {MATCHED!r} is for TopKSAE, got {type(self).__name__}")
+        elif norm is not None:
+            check_real("encoder_init_norm", norm, 0.0, ends="()")
         values = {name: options[name] for name in _CODE_OPTIONS if name in options}
         values |= {"n_features": n_features, "optimizer": options["solver"]}
         config = SparseCodeConfig(**values | self._code_options(options))
@@ -412,16 +419,21 @@ lr_gamma, max_grad_norm
     ) -> None:
         options, seed = self.resolved_params(), self._state.seed
         centers: dict[str, Any] = {}
-        if (kind := options["bias_init"]) != "zeros":
+        kind, divides = options["bias_init"], config.loss_reduction == "fvu_data"
+        if kind != "zeros" or divides:
             numbers = np.arange(len(store)) if weights is None else np.flatnonzero(weights)
             if len(numbers) > MOST_ROWS:
                 numbers = np.sort(np.random.default_rng([seed, 6]).choice(numbers, MOST_ROWS, replace=False))
             rows = store.rows(None if len(numbers) == len(store) else numbers)
             rows = rows.numpy() if isinstance(rows, DeviceArray) else rows
             shares = None if weights is None else weights[numbers]
-            centers["output_center"] = center_of(kind, rows if targets is None else targets[numbers], shares)
-            if not config.pre_bias:
-                centers["input_center"] = center_of(kind, rows, shares)
+            outputs = rows if targets is None else targets[numbers]
+            if divides:
+                self._engine.set("data_variance", [variance_of(outputs, shares)])
+            if kind != "zeros":
+                centers["output_center"] = center_of(kind, outputs, shares)
+                if not config.pre_bias:
+                    centers["input_center"] = center_of(kind, rows, shares)
         norms = {"decoder_norm": float(options["decoder_init_norm"]), "encoder_norm": options["encoder_init_norm"]}
         random = np.random.default_rng([seed, 2])
         self._engine.set_parameters(initialize_code(config, random, **norms, **centers))

@@ -77,6 +77,8 @@ class Engine:
         self._core = _core.Engine(core, device, full_batch_rows)
         if core.get("activation") == "batch_topk":
             self.set("batch_threshold", [core["threshold_start"]])
+        if core["loss_reduction"] == "fvu_data":
+            self.set("data_variance", [1.0])
 
     @property
     def steps(self) -> int:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CENTERS = ("zeros", "mean", "geometric_median")
 #: Rows that the center of a sparse code's input is taken from, at most.
 MOST_ROWS = 8192
+#: The norm of a TopK encoder's rows that keeps that of random vectors.
+MATCHED = "matched"
 
 
 def initialize(config: Config, init: str, random: np.random.Generator) -> dict[str, NDArray[np.float64]]:
@@ -52,7 +54,7 @@ def initialize_code(
     random: np.random.Generator,
     *,
     decoder_norm: float = 1.0,
-    encoder_norm: float | None = None,
+    encoder_norm: float | str | None = None,
     input_center: NDArray[np.float64] | None = None,
     output_center: NDArray[np.float64] | None = None,
 ) -> dict[str, NDArray[Any]]:
@@ -69,8 +71,9 @@ def initialize_code(
         Source of the directions.
     decoder_norm : float
         Norm of the rows of W_dec, >= 0.
-    encoder_norm : float or None
-        Norm of the rows of W_enc, > 0. None takes that of the decoder, or 1 where that is 0.
+    encoder_norm : float, "matched" or None
+        Norm of the rows of W_enc, > 0. None takes that of the decoder, or 1 where that is 0. ``"matched"``, of
+        ``topk``, divides W_enc by the mean norm of what 256 random unit vectors decode to (openai/sparse_autoencoder).
     input_center : array, shape (n_features,), optional
         Where z is to be 0 if the encoder does not subtract ``b_dec``: its biases become ``-W_enc input_center``.
     output_center : array, shape (n_outputs,), optional
@@ -79,7 +82,7 @@ def initialize_code(
     shapes = config.parameter_shapes
     reading = _directions(shapes["W_enc"], config.dtype, random)
     writing = _directions(shapes["W_dec"], config.dtype, random) if config.transcoder else reading
-    length = encoder_norm or decoder_norm or 1.0
+    length = (None if isinstance(encoder_norm, str) else encoder_norm) or decoder_norm or 1.0
     W_enc = reading if length == 1 else reading * np.asarray(length, config.dtype)
     parameters = {
         name: np.zeros(shape, config.dtype) for name, shape in shapes.items() if name not in ("W_enc", "W_dec")
@@ -87,6 +90,9 @@ def initialize_code(
     parameters["W_enc"] = W_enc
     tied = writing is reading and decoder_norm == length
     parameters["W_dec"] = W_enc if tied else writing * np.asarray(decoder_norm, config.dtype)
+    if encoder_norm == MATCHED:
+        rows = _directions((256, config.n_features), config.dtype, random)
+        parameters["W_enc"] = W_enc / np.asarray(_output_norm(rows, parameters, int(config.k)), config.dtype)
     if output_center is not None:
         parameters["b_dec"][:] = output_center
     if input_center is not None and not config.pre_bias:
@@ -104,6 +110,19 @@ def center_of(kind: str, X: NDArray[Any], weights: NDArray[np.float64] | None = 
         return geometric_median(X, weights)
     mean: NDArray[np.float64] = np.average(np.asarray(X, np.float64), axis=0, weights=weights)
     return mean if kind == "mean" else np.zeros(X.shape[1])
+
+
+def variance_of(X: NDArray[Any], weights: NDArray[np.float64] | None = None) -> float:
+    """The mean squared distance of rows from their mean."""
+    far = np.asarray(X, np.float64) - center_of("mean", X, weights)
+    return float(np.average((far**2).sum(axis=1), weights=weights))
+
+
+def _output_norm(rows: NDArray[Any], parameters: dict[str, NDArray[Any]], k: int) -> float:
+    """The mean norm of what the k largest latents of each row decode to."""
+    z = rows @ parameters["W_enc"].T
+    a = np.where(z >= np.partition(z, -k, axis=1)[:, -k, None], np.maximum(z, 0.0), 0.0)
+    return float(np.linalg.norm(a @ parameters["W_dec"], axis=1).mean())
 
 
 def _directions(shape: tuple[int, ...], dtype: str, random: np.random.Generator) -> NDArray[Any]:

@@ -38,6 +38,9 @@ class OptimizerConfig:
         How the learning rate changes from step to step; see :mod:`fastsae.schedules` for the formulas.
     lr_warm_up : int
         Steps in which the rate first rises linearly to `learning_rate`, >= 0; for every schedule.
+    lr_start : float or None
+        Share of `learning_rate` that a warm-up begins with, in [0, 1]; None means ``1 / lr_warm_up``. With 0 the first
+        step moves nothing but the moments. Not for ``sign_sgd``, whose average counts from its first step.
     lr_total_steps : int or None
         Steps, warm-up included, after which ``cosine`` and ``linear`` are at their end. None takes those of
         `max_epochs`; with `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later
@@ -69,6 +72,7 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     lr_schedule: str = "constant"
     lr_warm_up: int = 0
+    lr_start: float | None = None
     lr_total_steps: int | None = None
     lr_decay_steps: int | None = None
     lr_final: float = 0.0

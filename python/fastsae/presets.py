@@ -128,6 +128,7 @@ _DL = {
     "beta2": 0.999,
     "epsilon": 1e-8,
     "lr_warm_up": 1000,
+    "lr_start": 0.0,
     "batch_size": 8192,
 }
 _DL_UNIT = {**_DL, "decoder_norm": "unit", "project_gradient": True}
@@ -255,15 +256,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "openai": {
-        # sparse_autoencoder/train.py: Config, init_from_data_, training_loop_. Its loss is the mean square over the
-        # variance of a sample of rows; ours is over that of each batch.
+        # sparse_autoencoder/train.py: Config, init_from_data_, training_loop_; mse_scale is of a sample of rows.
         "topk": {
             "pre_bias": True,
             "decoder_norm": "unit",
             "project_gradient": True,
-            "loss_reduction": "fvu",
+            "loss_reduction": "fvu_data",
             "bias_init": "geometric_median",
             "decoder_init_norm": 1.0,
+            "encoder_init_norm": "matched",
             "solver": "adam",
             "learning_rate": 1e-4,
             "beta1": 0.9,

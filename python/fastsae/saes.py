@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fastsae.base import Array
 from fastsae.dictionaries import AUTO, Dictionary
 from fastsae.presets import Steps
+from fastsae.sparse_code import TARGETING
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -50,10 +51,10 @@ class TopKSAE(_Selecting):
     aux_reduction : {"residual", "sum", "mean", "fvu"}
         What it is divided by: the variance of what is left over, 1, n_features, or the variance of the batch.
     preset, pre_bias, decoder_norm, project_gradient, loss_reduction, dead_after, bias_init, decoder_init_norm, \
-encoder_init_norm, solver, learning_rate, momentum, beta1, beta2, epsilon, lr_schedule, lr_warm_up, lr_decay_steps, \
-lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, max_epochs, max_steps, log_every, \
-shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, scale, dtype, precision, device, random_state, \
-checkpoint, checkpoint_every, checkpoint_steps, callback, verbose
+encoder_init_norm, solver, learning_rate, momentum, beta1, beta2, epsilon, lr_schedule, lr_warm_up, lr_start, \
+lr_decay_steps, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, max_epochs, max_steps, \
+log_every, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, scale, dtype, precision, device, \
+random_state, checkpoint, checkpoint_every, checkpoint_steps, callback, verbose
         As for every :class:`fastsae.dictionaries.Dictionary`, and so are the attributes.
 
     Examples
@@ -159,15 +160,15 @@ class JumpReLUSAE(Dictionary):
     ----------
     n_latents : int, default 16384
         Directions in the dictionary.
-    sparsity : {"quadratic", "step", "tanh", "l1", "none"}
-        The penalty: ``(L0 / target_l0 - 1)^2``, L0, ``sum_j tanh(tanh_scale c_j)``, ``sum_j c_j``; the last two weigh
-        c by the norms of W_dec's rows if `sparsity_by_norm`.
+    sparsity : {"quadratic", "quadratic_rows", "step", "tanh", "l1", "none"}
+        The penalty: ``(L0 / target_l0 - 1)^2`` of the batch's mean L0, or of each row's; L0; ``sum_j tanh(tanh_scale
+        c_j)``, ``sum_j c_j``: these two weigh c by the norms of W_dec's rows if `sparsity_by_norm`.
     sparsity_weight : float
         >= 0.
     sparsity_warm_up : int
         Steps in which the weight rises from 0.
     target_l0 : float or None
-        Of ``quadratic``: 32 by default, or n_latents if that is less.
+        Of the first two: 32 by default, or n_latents if that is less.
     tanh_scale : float
         Of ``tanh``, > 0.
     pre_act_weight : float
@@ -298,6 +299,6 @@ class L1SAE(Dictionary):
 def fitting_target(options: dict[str, Any], sparsity: str, n_latents: int) -> dict[str, Any]:
     """`options` without a target that the penalty has no use for; one is at most all latents."""
     penalty = options.get("sparsity", "none") if sparsity == AUTO else sparsity
-    if penalty != "quadratic":
+    if penalty not in TARGETING:
         return {name: value for name, value in options.items() if name != "target_l0"}
     return options | {"target_l0": min(options.get("target_l0", 32.0), n_latents)}

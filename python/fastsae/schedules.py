@@ -2,7 +2,9 @@
 
 Step t = 1, 2, ... of the optimiser takes the rate ``learning_rate * share(t)``. With w = `lr_warm_up` steps,
 
-- ``share(t) = t / w`` while ``t <= w``: the gradual warm-up of Goyal et al., "Accurate, large minibatch SGD" (2017).
+- ``share(t) = t / w`` while ``t <= w``: the gradual warm-up of Goyal et al., "Accurate, large minibatch SGD" (2017);
+  or ``a + (1 - a) (t - 1) / w`` with a = `lr_start`, as PyTorch's ``LinearLR`` (with a = 0 dictionary_learning's and
+  that of sparsify's Adam).
 
 After it, with ``s = t - 1 - w`` steps done,
 
@@ -41,6 +43,13 @@ def check_schedule(config: OptimizerConfig) -> None:
     """Raise ValueError, naming the option, if one of the schedule has no meaning."""
     check_choice("lr_schedule", config.lr_schedule, SCHEDULES)
     check_integer("lr_warm_up", config.lr_warm_up, 0)
+    if config.lr_start is not None:
+        check_real("lr_start", config.lr_start, 0.0, 1.0, "[]")
+        if config.lr_warm_up == 0 or config.optimizer == "sign_sgd":
+            raise ValueError(
+                f"lr_start: a number needs lr_warm_up >= 1 and an optimizer other than 'sign_sgd', "
+                f"got {config.lr_warm_up} and {config.optimizer!r}"
+            )
     if config.lr_total_steps is not None:
         check_integer("lr_total_steps", config.lr_total_steps, 1)
         if config.lr_schedule in ENDING and config.lr_total_steps <= config.lr_warm_up:

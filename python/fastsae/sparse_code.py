@@ -28,8 +28,10 @@ ACTIVATIONS = ("topk", "batch_topk", "jump_relu", "gated", "relu")
 #: Those that keep the largest, and have AuxK.
 SELECTIONS = ("topk", "batch_topk")
 DECODER_NORMS = ("unit", "rescale", "free")
-LOSS_REDUCTIONS = ("fvu", "sum", "mean", "ufldl")
-SPARSITIES = ("none", "l1", "tanh", "step", "quadratic")
+LOSS_REDUCTIONS = ("fvu", "fvu_data", "sum", "mean", "ufldl")
+SPARSITIES = ("none", "l1", "tanh", "step", "quadratic", "quadratic_rows")
+#: Those that pull at a number of active latents.
+TARGETING = ("quadratic", "quadratic_rows")
 AUX_REDUCTIONS = ("sum", "mean", "fvu", "residual")
 
 #: The activations whose slopes a sparsity penalty can use.
@@ -39,6 +41,7 @@ PENALISED = {
     "tanh": ("relu", "jump_relu"),
     "step": ("jump_relu",),
     "quadratic": ("jump_relu",),
+    "quadratic_rows": ("jump_relu",),
 }
 
 #: Prefixes that one code may have.
@@ -93,16 +96,20 @@ class SparseCodeConfig(OptimizerConfig):
     project_gradient : bool
         Under ``unit``, whether each row of W_dec's gradient loses its part along the row, before the norm of the
         gradient is taken.
-    loss_reduction : {"fvu", "sum", "mean", "ufldl"}
+    loss_reduction : {"fvu", "fvu_data", "sum", "mean", "ufldl"}
         ``R = sum_b u_b |y^_b - y_b|^2 / D``: D = 1 for ``sum``, o for ``mean``, 2 for ``ufldl``, and for ``fvu`` the
         variance ``sum_b u_b |y_b - ybar|^2`` of the batch around its weighted mean; where that is 0, so is R.
-    sparsity : {"none", "l1", "tanh", "step", "quadratic"}
+        ``fvu_data`` divides by the state `data_variance`, one number for all batches, which is 1 until it is set:
+        estimators take the variance of the rows that a training begins with.
+    sparsity : {"none", "l1", "tanh", "step", "quadratic", "quadratic_rows"}
         Omega, with ``q_j = nu_j`` if `sparsity_by_norm`, else 1, and p = a, or ``max(pi, 0)`` of ``gated``:
 
         - ``l1``: ``sum_b u_b sum_j p_bj q_j``, for ``relu``, ``jump_relu`` and ``gated``.
         - ``tanh``: ``sum_b u_b sum_j tanh(tanh_scale a_bj q_j)``, for ``relu`` and ``jump_relu``.
         - ``step``: ``L0 = sum_b u_b |{j: z_bj > threshold_j}|``, for ``jump_relu``.
         - ``quadratic``: ``(L0 / target_l0 - 1)^2``, for ``jump_relu``.
+        - ``quadratic_rows``: ``sum_b u_b (L0_b / target_l0 - 1)^2`` of each row's own number, for ``jump_relu``;
+          ``2 target_l0`` times this is SAELens's.
     sparsity_weight : float
         >= 0.
     sparsity_by_norm : bool
@@ -111,7 +118,7 @@ class SparseCodeConfig(OptimizerConfig):
     sparsity_warm_up : int
         Steps in which the weight of Omega rises linearly from 0, >= 0.
     target_l0 : float or None
-        Of ``quadratic``, which needs it: in (0, n].
+        Of ``quadratic`` and ``quadratic_rows``, which need it: in (0, n].
     tanh_scale : float
         Of ``tanh``, > 0.
     pre_act_weight : float
@@ -341,7 +348,7 @@ class SparseCodeConfig(OptimizerConfig):
                 f"sparsity={self.sparsity!r} needs activation={' or '.join(map(repr, fitting))}, "
                 f"got {self.activation!r}"
             )
-        if self.sparsity == "quadratic":
+        if self.sparsity in TARGETING:
             check_real("target_l0", self.target_l0, 0.0, self.n_latents, "(]")
 
 
@@ -381,6 +388,6 @@ _USED_BY: tuple[tuple[tuple[str, ...], Callable[[SparseCodeConfig], bool], str],
     (("sparsity_weight", "sparsity_warm_up"), lambda c: c.sparsity != "none", "sparsity other than 'none'"),
     (("sparsity_by_norm",), lambda c: c.sparsity in ("l1", "tanh"), "sparsity='l1' or 'tanh'"),
     (("tanh_scale",), lambda c: c.sparsity == "tanh", "sparsity='tanh'"),
-    (("target_l0",), lambda c: c.sparsity == "quadratic", "sparsity='quadratic'"),
+    (("target_l0",), lambda c: c.sparsity in TARGETING, "sparsity='quadratic' or 'quadratic_rows'"),
     (("pre_act_weight",), lambda c: c.dead_after is not None, "dead_after"),
 )

@@ -47,7 +47,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         ``lbfgs`` is SciPy's L-BFGS-B over the cost and gradient of all rows.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+    lr_schedule, lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         As of :class:`fastsae.SparseAutoencoder`.
     max_epochs : int
         Passes over X, or iterations of ``lbfgs``, of encoder and softmax layer together. 0 leaves the encoder as it was
@@ -120,6 +120,7 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         epsilon: float = Config.epsilon,
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
+        lr_start: float | None = Config.lr_start,
         lr_total_steps: int | None = Config.lr_total_steps,
         lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,

@@ -68,7 +68,7 @@ class VariationalAutoencoder(Autoencoder):
         ``lbfgs`` keeps one draw for each row, as its cost must not change.
     learning_rate, momentum, beta1, beta2, epsilon : float
         Of the mini-batch solvers, in PyTorch's form.
-    lr_schedule, lr_warm_up, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
+    lr_schedule, lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         See :class:`fastsae.SparseAutoencoder`. `lr_warm_up`, in steps, is that of the learning rate.
     batch_size : int or None
         Rows per step; None means all.
@@ -132,6 +132,7 @@ class VariationalAutoencoder(Autoencoder):
         epsilon: float = Config.epsilon,
         lr_schedule: str = Config.lr_schedule,
         lr_warm_up: int = Config.lr_warm_up,
+        lr_start: float | None = Config.lr_start,
         lr_total_steps: int | None = Config.lr_total_steps,
         lr_decay_steps: int | None = Config.lr_decay_steps,
         lr_final: float = Config.lr_final,

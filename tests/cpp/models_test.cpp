@@ -348,6 +348,8 @@ void every_sparse_code() {
          code.sparsity = "quadratic", code.target_l0 = 5;
          code.pre_act_weight = 0.1, code.dead_after = 30;
        }},
+      {"jump_relu, rows", "jump_relu", 300, 3,
+       [](SparseCodeSpec& code) { code.sparsity = "quadratic_rows", code.target_l0 = 5; }},
       {"gated", "gated"},
       {"gated, not detached", "gated", 40, 3, [](SparseCodeSpec& code) { code.gate_detached = false; }},
   };

@@ -13,7 +13,9 @@ def share(config: OptimizerConfig, t: int, total: int | None = None) -> float:
     `total` is where a cosine or a line ends if ``config.lr_total_steps`` is None.
     """
     if t <= config.lr_warm_up:
-        return t / config.lr_warm_up
+        if config.lr_start is None:
+            return t / config.lr_warm_up
+        return config.lr_start + (1.0 - config.lr_start) * (t - 1) / config.lr_warm_up
     done = t - 1 - config.lr_warm_up
     if config.lr_schedule in ("cosine", "linear"):
         end = total if config.lr_total_steps is None else config.lr_total_steps

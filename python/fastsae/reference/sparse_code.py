@@ -52,6 +52,8 @@ class SparseCode(Parameters):
         Rows of all steps in which each latent was active.
     batch_threshold : float
         What inference of ``batch_topk`` takes instead of the batch; -1 before the first.
+    data_variance : float
+        What ``loss_reduction="fvu_data"`` divides by; 1 until it is set.
     monitor : array [6]
         Sums over the steps: rows, active elements of their codes, ``w_b |y^_b - y_b|^2``, ``w_b |y_b - ybar|^2`` with
         the mean of each batch, and of each batch ``sum w`` times its auxiliary loss and its weighted Omega.
@@ -69,6 +71,7 @@ class SparseCode(Parameters):
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
+        self.data_variance = 1.0
         self.monitor = np.zeros(6)
         self.steps = 0
         self.total_steps: int | None = None
@@ -189,7 +192,8 @@ class SparseCode(Parameters):
         outputs = [a[:, :m] @ W[:m] + self.parameters["b_dec"] + skipped for m, _ in prefixes(self.config)]
         after = self.config.dead_after
         dead = self.rows_since_fired > (np.inf if after is None else after)
-        return Batch(t, x, y, u, projected, z, a, on, z * self._scale(), outputs, dead, y - outputs[-1])
+        scores, residual = z * self._scale(), y - outputs[-1]
+        return Batch(t, x, y, u, projected, z, a, on, scores, outputs, dead, residual, self.data_variance)
 
     def _project(self, x: Array) -> Array:
         """``x~ W_enc'``: [B, n]."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsae.reference.activations import Array
 from fastsae.reference.sparse_activations import Mask, directions, largest_of_rows, row_norms
-from fastsae.sparse_code import SparseCodeConfig
+from fastsae.sparse_code import TARGETING, SparseCodeConfig
 
 
 class Batch(NamedTuple):
@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     outputs: Sequence[Array]  # [B, o] of each prefix
     dead: Mask  # [n]
     residual: Array  # [B, o], y - y^; a constant of the auxiliary loss
+    data_variance: float  # of ``fvu_data``
+
+
+#: Kinds of sparsity that count active latents.
+COUNTING = ("step", *TARGETING)
 
 
 @dataclasses.dataclass
@@ -68,18 +73,19 @@ def sparsity(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slop
     weight, kind = float(config.sparsity_weight), config.sparsity
     if config.sparsity_warm_up:
         weight *= min(1.0, (batch.t - 1) / config.sparsity_warm_up)
-    return weight * (_of_count if kind in ("step", "quadratic") else _of_size)(config, p, batch, slopes, weight)
+    return weight * (_of_count if kind in COUNTING else _of_size)(config, p, batch, slopes, weight)
 
 
 def _of_count(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
     """Of how many latents are active."""
-    l0 = float(batch.u @ batch.on.sum(axis=1))
-    value, slope = l0, 1.0
+    counts = batch.on.sum(axis=1, keepdims=True)
+    l0: Array = counts if config.sparsity == "quadratic_rows" else batch.u[None] @ counts  # of each row, or the mean
+    value, slope = l0, np.ones_like(l0)
     if config.target_l0 is not None:
         off = l0 / float(config.target_l0) - 1.0
         value, slope = off**2, 2.0 * off / float(config.target_l0)
     slopes.on += weight * slope * batch.u[:, None]
-    return value
+    return float((batch.u[:, None] * value).sum())
 
 
 def _of_size(config: SparseCodeConfig, p: Parameters, batch: Batch, slopes: Slopes, weight: float) -> float:
@@ -159,6 +165,8 @@ def prefixes(config: SparseCodeConfig) -> list[tuple[int, float]]:
 
 def share_of(config: SparseCodeConfig, reduction: str, batch: Batch) -> float:
     """1 over what a sum of squares is divided by; 0 where that is a variance of 0."""
+    if reduction == "fvu_data":
+        return 1.0 / batch.data_variance if batch.data_variance > 0 else 0.0
     if reduction in ("fvu", "residual"):
         variance = variance_of(batch.u, batch.y if reduction == "fvu" else batch.residual)
         return 1.0 / variance if variance > 0 else 0.0
