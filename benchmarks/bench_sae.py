@@ -8,7 +8,8 @@ The floor is the encoder's product alone, by fastsae, NumPy or PyTorch. Each con
 over the rounds, ratios the medians of each round's ratio. Those that train alike must have the same loss after 3 steps.
 The peak is the most memory that a process held, and it is given beside what it held with its libraries alone.
 
-Last, fastsae trains a model of --latents and must stay below --most bytes.
+The other models are compared with SAELens's on the first batch size; of those that keep what is above a threshold about
+one latent in 500 is. Last, fastsae trains a model of --latents and must stay below --most bytes.
 
     python benchmarks/bench_sae.py --saelens PYTHON --sparsify PYTHON --dictionary-learning PYTHON --torch PYTHON
         [--output benchmarks/results/sae-cpu.json]
@@ -43,6 +44,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "sparsify": ("ours as sparsify", ("sparsify", "sparsify adam"), ("sparsify adam",)),
     "dictionary_learning": ("ours as dictionary_learning", ("dictionary_learning",), ("dictionary_learning",)),
 }  # fmt: skip
+#: The other models, beside SAELens's as they come.
+MODELS = ("batch_topk", "matryoshka", "jump_relu", "gated", "relu")
 BF16 = ("torch", "saelens")
 PRODUCTS = ("fastsae product", "numpy product", "torch product")
 BATCHES, TINY_BATCHES = (1024, 4096), (16, 48)
@@ -63,6 +66,8 @@ def refusal(precision: str) -> str:
 def measure(bench: Bench, row: Row, group: str) -> tuple[dict[str, Any], dict[str, str]]:
     """A row of the result, and the versions of all who ran."""
     ours, theirs, alike = GROUPS[group]
+    if "model" in row:
+        theirs = alike = ("saelens",)
     if row["precision"] == "bf16":
         theirs = tuple(name for name in theirs if name != "saelens sparse")  # its products are float32 in any case
     load = os.getloadavg()[0]
@@ -133,7 +138,12 @@ def main() -> None:
                         measured, found = measure(bench, row, group)
                         rows.append(measured)
                         versions |= found
-        more = {}
+        more: dict[str, Any] = {}
+        if "saelens" in pythons and "fp32" in precisions:
+            more["models"] = []
+            for model in MODELS:
+                row = {**sizes, "batch": int(batches[0]), "batches": 4, "precision": "fp32", "model": model}
+                more["models"].append(measure(bench, row, "saelens")[0])
         if options.latents:
             latents = 4 * sizes["latents"] if options.quick else options.latents
             row = {**sizes, "latents": latents, "batch": int(batches[0]), "batches": 1, "precision": "fp32"}
@@ -141,7 +151,7 @@ def main() -> None:
     result = outcome(options, rows, versions, threads=options.threads, left_out=left_out, **more)
     report(result, options.output)
     print(sae_table(result))
-    if not all(row["same_losses"] for row in rows):
+    if not all(row["same_losses"] for row in [*rows, *more.get("models", [])]):
         sys.exit("the losses differ, or there was nobody to compare with")
     if options.latents and not more["wide"]["fits"]:
         sys.exit("the wide model did not train, or takes too much memory")

@@ -45,6 +45,37 @@ OURS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+#: Of other models than TopK: SAELens's class as it comes, and ours that trains as it does. `shift` is the first bias of
+#: those that keep what is above 0: of normal rows about `k` of 16384 latents are.
+MODELS: dict[str, dict[str, Any]] = {
+    "topk": {},
+    "batch_topk": {"activation": "batch_topk", "threshold_decay": 0.99, "threshold_start": 0.0},
+    "matryoshka": {"activation": "batch_topk", "threshold_decay": 0.99, "threshold_start": 0.0},
+    "jump_relu": {"activation": "jump_relu", "sparsity": "step", "bandwidth": 0.05},
+    "gated": {"activation": "gated", "sparsity": "l1", "gate_detached": False},
+    "relu": {"activation": "relu", "sparsity": "l1"},
+}
+SELECTING, SHIFT = ("topk", "batch_topk", "matryoshka"), -2.9
+
+
+def model_of(row: Row) -> str:
+    return str(row.get("model", "topk"))
+
+
+def prefixes_of(row: Row) -> tuple[int, ...]:
+    """Of a Matryoshka code: an eighth of the latents, a quarter, half, all."""
+    return tuple(row["latents"] // part for part in (8, 4, 2, 1)) if model_of(row) == "matryoshka" else ()
+
+
+def options_of(name: str, row: Row) -> dict[str, Any]:
+    """Ours of a row's model."""
+    options, model = OURS[name], model_of(row)
+    if model in SELECTING:
+        return {**options, **MODELS[model], "k": row["k"], "prefixes": prefixes_of(row)}
+    kept = {name: options[name] for name in ("learning_rate", "max_grad_norm") if name in options}
+    return {**kept, **MODELS[model], "decoder_norm": "free"}
+
+
 def problem(row: Row) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The rows of all batches and the first weights, the same in every process."""
     d, n = row["features"], row["latents"]
@@ -52,7 +83,10 @@ def problem(row: Row) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     X = rng.standard_normal((row["batches"] * row["batch"], d), dtype=np.float32)
     W = rng.standard_normal((n, d), dtype=np.float32)
     W /= np.linalg.norm(W, axis=1, keepdims=True)
-    return X, {"W_enc": W, "W_dec": W, "b_enc": np.zeros(n, np.float32), "b_dec": np.zeros(d, np.float32)}
+    first = np.full(n, 0.0 if model_of(row) in SELECTING else SHIFT, np.float32)
+    weights = {"W_enc": W, "W_dec": W, "b_dec": np.zeros(d, np.float32), "threshold": np.full(n, 0.01, np.float32)}
+    weights |= {"b_enc": first, "b_gate": first, "b_mag": 0 * first, "r_mag": 0 * first}
+    return X, weights
 
 
 def memory(name: str) -> int:
@@ -120,10 +154,11 @@ class Ours(Stepping):
         self.X, weights = problem(row)
         self.batch, self.batches, self.done = row["batch"], row["batches"], 0
         precision = {"fp32": "full", "bf16": "bf16"}[row["precision"]]
-        config = SparseCodeConfig(row["features"], row["latents"], k=row["k"], precision=precision, **OURS[self.name])
+        options = options_of(self.name, row)
+        config = SparseCodeConfig(row["features"], row["latents"], precision=precision, **options)
         self.engine = Engine(config, self.device)
-        for name, value in weights.items():
-            self.engine.set(name, value)
+        for name in config.parameter_shapes:
+            self.engine.set(name, weights[name])
         del weights
         self.run(CHECKED)
         return {"loss": self.engine.evaluate(self.X[: self.batch])["loss"]}
@@ -160,7 +195,9 @@ class Theirs(Stepping):
         X, weights = problem(row)
         self.X, self.join = torch.from_numpy(X), torch.cat
         self.batch, self.batches, self.done = row["batch"], row["batches"], 0
-        case = {"library": self.library, "model": "topk", "options": options, "k": row["k"], "batch": self.batch}
+        if widths := prefixes_of(row):
+            options["matryoshka_widths"] = list(widths)
+        case = {"library": self.library, "model": model_of(row), "options": options, "k": row["k"], "batch": self.batch}
         self.peer = PEERS[self.library]({**case, "n_features": row["features"], "n_latents": row["latents"]})
         self.found = self.peer.versions()
         self.peer.set(weights)

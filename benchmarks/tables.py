@@ -157,10 +157,9 @@ def agreement_table(result: dict[str, Any]) -> str:
     return "\n\n".join([of("case", AGREEMENT), "\n".join(differences), of("file", FILES), f"{told}; {result['date']}."])
 
 
-def sae_table(result: dict[str, Any]) -> str:
-    """A row for each contender, and the memory of the wide model."""
+def sae_rows(measured: list[dict[str, Any]], named: tuple[str, ...]) -> str:
     rows = []
-    for row in result["rows"]:
+    for row in measured:
         for name, seconds in row["seconds"].items():
             if name.endswith("product") and name != row["floor_by"]:
                 continue
@@ -169,13 +168,21 @@ def sae_table(result: dict[str, Any]) -> str:
             peak = row["memory"].get(name, {}).get("peak_bytes")
             rows.append({**row, "of": name, "ms": seconds, "peak": peak, "takes": takes})
     columns: dict[str, Cell] = {
-        **{name: lambda row, name=name: str(row[name]) for name in ("batch", "precision", "of")},  # type: ignore[misc]
+        **{name: lambda row, name=name: str(row[name]) for name in (*named, "of")},  # type: ignore[misc]
         "ms": number("ms", "{:.0f}", 1e3),
         "takes": lambda row: str(row["takes"]),
         "peak, GB": number("peak", "{:.2f}", 1e-9),
         "same loss": lambda row: "yes" if row["same_losses"] else "NO",
     }
-    parts = [table(rows, columns)]
+    return table(rows, columns)
+
+
+def sae_table(result: dict[str, Any]) -> str:
+    """A row for each contender, the other models, and the memory of the wide one."""
+    parts = [sae_rows(result["rows"], ("batch", "precision"))]
+    if models := result.get("models"):
+        parts.append("The other models, batch {}, {}:".format(*(models[0][name] for name in ("batch", "precision"))))
+        parts.append(sae_rows(models, ("model",)))
     if (wide := result.get("wide")) and wide["measured_seconds"]:
         parts.append(
             f"{wide['latents']} latents, batch {wide['batch']}: {wide['measured_seconds']:.2f} s a step, "

@@ -20,20 +20,26 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 ROW = {"features": 12, "latents": 64, "k": 4, "batch": 16, "batches": 4, "precision": "fp32"}
 
 
-@pytest.mark.parametrize("name", ["ours", "ours as saelens", "torch dense", "torch bag"])
-def test_contenders_train_the_same_sparse_code(name: str, scripts: None) -> None:
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(name, "topk") for name in ("ours", "ours as saelens", "torch dense", "torch bag")]
+    + [("ours as saelens", model) for model in ("batch_topk", "matryoshka", "jump_relu", "gated", "relu")],
+)
+def test_contenders_train_the_same_sparse_code(name: str, model: str, scripts: None) -> None:
     """Each has the loss of the reference after 3 steps, and says what memory it took."""
     if name.startswith("torch"):
         pytest.importorskip("torch")
+    row = {**ROW, "model": model}
     workers = importlib.import_module("sae_workers")
     ready, turn, released = ask(
-        name, {"do": "prepare", "row": ROW}, {"do": "slice", "seconds": 0.01}, {"do": "release"},
+        name, {"do": "prepare", "row": row}, {"do": "slice", "seconds": 0.01}, {"do": "release"},
         script="sae_workers.py",
     )  # fmt: skip
     assert "error" not in ready, ready
-    X, weights = workers.problem(ROW)
-    reference = SparseCode(SparseCodeConfig(12, 64, k=4, **workers.OURS[name if name.startswith("ours") else "ours"]))
-    reference.set(weights)
+    X, weights = workers.problem(row)
+    options = workers.options_of(name if name.startswith("ours") else "ours", row)
+    reference = SparseCode(SparseCodeConfig(12, 64, **options))
+    reference.set({name: weights[name] for name in reference.parameters})
     for i in range(workers.CHECKED):
         reference.step(X[16 * i : 16 * (i + 1)])
     assert ready["loss"] == pytest.approx(reference.evaluate(X[:16])["loss"], rel=1e-4)
