@@ -1,4 +1,4 @@
-"""ReLU and JumpReLU codes whose rows have few elements, which go on as lists, beside tiles that have many."""
+"""ReLU, JumpReLU and Gated codes whose rows have few elements, which go on as lists, beside tiles that have many."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "rows": {"activation": "jump_relu", "sparsity": "quadratic_rows", "target_l0": 3.0, "bandwidth": 0.3},
     "jumps and tanh": {"activation": "jump_relu", "sparsity": "tanh", "bandwidth": 0.3},
     "transcoder": {"activation": "relu", "transcoder": True, "skip": True, "pre_bias": False, "sparsity": "l1"},
+    "gated": {"activation": "gated", "gate_weight": 0.6},
+    "gated l1": {"activation": "gated", "sparsity": "l1", "decoder_norm": "free", "loss_reduction": "fvu"},
+    "gated attached": {"activation": "gated", "sparsity": "l1", "gate_detached": False, "sparsity_warm_up": 4},
+    "gated rescaled": {"activation": "gated", "sparsity": "l1", "decoder_norm": "rescale", "gate_detached": False},
+    "gated plain l1": {"activation": "gated", "sparsity": "l1", "sparsity_by_norm": False, "max_grad_norm": 0.2},
+    "gated transcoder": {"activation": "gated", "transcoder": True, "skip": True, "pre_bias": False},
+    "gated attached transcoder": {"activation": "gated", "transcoder": True, "skip": True, "gate_detached": False},
 }
 
 
@@ -33,10 +40,14 @@ def start(config: SparseCodeConfig) -> dict[str, np.ndarray]:
     values = {name: rng.standard_normal(shape) for name, shape in config.parameter_shapes.items()}
     values["W_enc"] *= 0.4
     values["b_dec"] *= 0.1
-    values["b_enc"] = 0.1 * values["b_enc"] - 4.0
+    bias = "b_gate" if "b_gate" in values else "b_enc"
+    values[bias] = 0.1 * values[bias] - 4.0
     values["W_dec"] /= np.linalg.norm(values["W_dec"], axis=1, keepdims=True)
     if "threshold" in values:
         values["threshold"] = 0.2 * np.abs(values["threshold"])
+    if "b_mag" in values:  # a third of the open gates let nothing pass
+        values["r_mag"] *= 0.3
+        values["b_mag"] = values["b_mag"] - 4.0
     return {name: value.astype(config.dtype) for name, value in values.items()}
 
 

@@ -137,10 +137,7 @@ class CpuBackend final : public Backend {
 
   bool collect(const Collection& collection) override { return cpu::collect(collection, scratch_, crew()); }
 
-  void sum_by_latent(const Code& code, Tensor sums) override {
-    fill(sums, 0);
-    cpu::sum_by_latent(code, sums);
-  }
+  void sum_by_latent(const Code& code, Tensor sums) override { cpu::sum_by_latent(code, sums); }
 
   void write_code(const Code& code, Tensor rows) override {
     const Even parts = Even::at_most(rows.rows, kDecodedRows);

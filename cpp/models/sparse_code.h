@@ -71,7 +71,9 @@ class SparseCode final : public Model {
   bool needs_norms() const;
   bool counts_dead() const { return code_.dead_after >= 0; }
   bool has_auxiliary() const { return !dense_ && counts_dead() && code_.aux_weight > 0 && code_.aux_k > 0; }
-  std::int64_t errors_per_row() const { return prefixes_.count + (has_auxiliary() ? 1 : 0); }
+  // Of each prefix, and of what else is decoded: the dead latents, or the gates.
+  std::int64_t errors_per_row() const { return prefixes_.count + (has_auxiliary() || is("gated") ? 1 : 0); }
+  Tensor errors_of(std::int64_t slot, std::int64_t first, std::int64_t count) const;
   std::int64_t most_selected(std::int64_t rows) const;
   std::int64_t tile_rows(std::int64_t rows) const;
   Tensor* declare_parameter(Arena& parameters, Arena& gradients, const char* name, std::int64_t rows,
@@ -80,7 +82,7 @@ class SparseCode final : public Model {
                         std::int64_t capacity);
   void declare_index(Arena& scratch, std::int64_t capacity);
   void declare_tiles(Arena& scratch, std::int64_t rows);
-  void declare_collected(Arena& scratch, std::int64_t rows);
+  void declare_lists(Arena& scratch, std::int64_t rows);
   CodeConstants constants() const;
   CodeSums* sums() const { return static_cast<CodeSums*>(sums_->data); }
   Prefixes whole() const;
@@ -111,22 +113,30 @@ class SparseCode final : public Model {
   void gated_tile(const Rows& part);
   template <class S>
   void count_rows(const Rows& part, const Tensor& code);
+  bool multiply_or_collect(const Rows& part, const Tensor& product, const Kernel* begin,
+                           const Kernel& forward);
   template <class S>
-  const S* count_slopes(const Rows& part) const;
-  bool collects() const;
-  bool collect_tile(const Rows& part, const Tensor& z);
-  Code collected(const Selected& elements, std::int64_t rows) const;
-  template <class S>
-  void add_collected(std::int64_t rows);
-  double penalty_weight() const;
+  PenaltySlopes<S> penalty_slopes() const;
   template <class S>
   void decode_tile(const Rows& part, const Tensor& code, const Tensor& extra, const double* factor,
                    const Tensor& errors, const Tensor& losses);
   template <class S>
-  Thresholded<S> thresholded(const Tensor& weight) const;
+  Thresholded<S> thresholded(const Tensor& weight, std::int64_t first) const;
   template <class S>
   GateParameters<S> gate(const Tensor& weight, const Tensor& gain) const;
   void close_tiles(std::int64_t rows);
+  // Of tiles that go on as lists.
+  bool collects() const;
+  bool collect_tile(const Rows& part, const Tensor& product);
+  Code code_of(const Selected& list) const;
+  template <class S, class K>
+  void pass_elements(K kernel, const Selected& list, const Tensor& numbers, const Tensor& sums, int first,
+                     int count);
+  template <class S>
+  void add_thresholded_lists();
+  template <class S>
+  void add_gated_lists();
+  void decode_lists(const Code& code, std::int64_t slot, const Tensor& slopes);
   // Of inference.
   bool writes_tiles() const;
   Tensor centered(Tensor x, const Work& work) const;
@@ -155,11 +165,12 @@ class SparseCode final : public Model {
   Tensor *norms_ = nullptr, *losses_ = nullptr, *last_losses_ = nullptr, *output_sums_ = nullptr;
   Tensor *gate_sums_ = nullptr, *through_ = nullptr, *fired_ = nullptr, *squares_ = nullptr;
   Tensor *pull_ = nullptr, *forward_sums_ = nullptr, *backward_sums_ = nullptr, *vector_sums_ = nullptr;
-  Tensor *gate_errors_ = nullptr, *gain_ = nullptr, *pull_sums_ = nullptr;
-  Tensor *near_sums_ = nullptr, *element_sums_ = nullptr;
-  Tensor *row_counts_ = nullptr, *row_slopes_ = nullptr, *row_penalty_ = nullptr, *near_counts_ = nullptr;
-  Selected main_, auxiliary_, near_;
+  Tensor *gain_ = nullptr, *pull_sums_ = nullptr, *element_sums_ = nullptr;
+  Tensor *gate_bars_ = nullptr, *passing_ = nullptr;
+  Tensor *row_counts_ = nullptr, *row_slopes_ = nullptr, *row_penalty_ = nullptr;
+  Selected main_, auxiliary_, near_, opening_;
   std::int64_t dense_tiles_ = 0;  // of this step
+  std::vector<Rows> collected_;   // its other tiles
   Tile tile_;
   LatentIndex index_;
   Tensor* index_parts_[6] = {};

@@ -114,7 +114,7 @@ const Tensor& SparseCode::gradient_of(const Tensor* value) const {
 }
 
 LatentIndex SparseCode::index() const {
-  if (dense_ && !collects()) return {};
+  if (dense_ && collected_.empty()) return {};
   const auto& part = index_parts_;
   return {*part[0], *part[1], *part[2], *part[3], *part[4], *part[5]};
 }
