@@ -781,3 +781,27 @@ def test_pairs_are_no_data_frame() -> None:
     assert model.transform(rows).shape == (40, 16)
     with pytest.raises(ValueError, match=r"^output: set_output\(transform='pandas'\) needs 'dense', got 'pairs'"):
         model.transform(rows, output="pairs")
+
+
+# --- small calls ---
+
+
+@pytest.mark.parametrize("kind", [TopKSAE, JumpReLUSAE, Transcoder])
+def test_options_are_resolved_once_for_a_training(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, resolve = [], kind.resolved_params
+    monkeypatch.setattr(kind, "resolved_params", lambda self: calls.append(1) or resolve(self))
+    options = {"k": 2} if kind is not JumpReLUSAE else {}
+    sae = kind(8, **options, batch_size=16, max_epochs=1, verbose=False, random_state=0)
+    y = [targets()] if kind is Transcoder else []
+    for train in (sae.fit, sae.partial_fit, sae.resume):
+        calls.clear()
+        train(data(), *y)
+        assert len(calls) == 1, train
+    sae.set_params(learning_rate=0.5)  # nothing of it is remembered
+    assert sae.resolved_params()["learning_rate"] == 0.5
+    sae.partial_fit(data(), *y)
+    assert sae._engine.learning_rate == 0.5
+    assert "_resolved" not in vars(sae)
+    with pytest.raises(ValueError, match="solver"):
+        sae.set_params(solver="sgd").partial_fit(data(), *y)
+    assert "_resolved" not in vars(sae)
