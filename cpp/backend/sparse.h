@@ -40,7 +40,6 @@ struct Collection {
   Code above, near;         // of whole batches, values z; `near` where there is a window
   std::int64_t most_above;  // of the tile
   std::int64_t most_near;
-  bool not_zero = false;  // instead: what is not 0, without threshold and window
 };
 
 // Latents [0, ends[0]), [0, ends[1]), ... each decode on their own; the last one is all.

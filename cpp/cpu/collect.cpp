@@ -12,25 +12,23 @@ namespace {
 constexpr std::int64_t kRows = 16;   // of a task
 constexpr std::int64_t kLanes = 32;  // columns that are looked at together
 
-template <class S, bool not_zero>
+template <class S>
 struct Window {
   const Collection& all;
   [[gnu::always_inline]] inline S bar(std::int64_t col) const {
-    return !not_zero && all.threshold.exists() ? all.threshold.as<S>()[col] : S(0);
+    return all.threshold.exists() ? all.threshold.as<S>()[col] : S(0);
   }
   // NaN is above, and stays visible.
-  [[gnu::always_inline]] static inline bool is_above(S z, S bar) {
-    return not_zero ? z != S(0) : !(z <= bar);
-  }
+  [[gnu::always_inline]] static inline bool is_above(S z, S bar) { return !(z <= bar); }
   [[gnu::always_inline]] inline bool is_near(S z, S bar) const {
-    return !not_zero && absolute(z - bar) < static_cast<S>(all.half_width);
+    return absolute(z - bar) < static_cast<S>(all.half_width);
   }
 };
 
 // How many there are of either kind in each row.
-template <class S, bool not_zero>
+template <class S>
 struct CountElements {
-  Window<S, not_zero> window;
+  Window<S> window;
   std::int32_t* above;  // [rows of the tile]
   std::int32_t* near;
 
@@ -50,9 +48,9 @@ struct CountElements {
   }
 };
 
-template <class S, bool not_zero>
+template <class S>
 struct PutElements {
-  Window<S, not_zero> window;
+  Window<S> window;
 
   [[gnu::always_inline]] inline void operator()(Range rows) const {
     const Tensor& z = window.all.z;
@@ -96,16 +94,15 @@ bool append(const Code& code, std::int64_t first, const std::int32_t* counts, st
   return false;
 }
 
-template <class S, bool not_zero>
+template <class S>
 bool collect_tile(const Collection& all, Scratch& scratch, const Parallel& parallel) {
   const std::int64_t rows = all.z.rows;
   Scratch::Lease lease(scratch, doubles_for<std::int32_t>(2 * rows));
   auto* above = aligned<std::int32_t>(lease.data());
   std::int32_t* near = above + rows;
   const Even parts = Even::at_most(rows, kRows);
-  parallel(parts.parts, [&](std::int64_t part) {
-    run_at_level(CountElements<S, not_zero>{{all}, above, near}, parts[part]);
-  });
+  parallel(parts.parts,
+           [&](std::int64_t part) { run_at_level(CountElements<S>{{all}, above, near}, parts[part]); });
   bool fits = append(all.above, all.first, above, rows, all.most_above);
   if (all.half_width > 0) {
     if (!fits) std::fill_n(near, rows, 0);
@@ -116,19 +113,15 @@ bool collect_tile(const Collection& all, Scratch& scratch, const Parallel& paral
     }
   }
   if (!fits) return false;
-  parallel(parts.parts,
-           [&](std::int64_t part) { run_at_level(PutElements<S, not_zero>{{all}}, parts[part]); });
+  parallel(parts.parts, [&](std::int64_t part) { run_at_level(PutElements<S>{{all}}, parts[part]); });
   return true;
 }
 
 }  // namespace
 
 bool collect(const Collection& collection, Scratch& scratch, const Parallel& parallel) {
-  return with_scalar(collection.z.dtype, [&](auto s) {
-    using S = decltype(s);
-    return collection.not_zero ? collect_tile<S, true>(collection, scratch, parallel)
-                               : collect_tile<S, false>(collection, scratch, parallel);
-  });
+  return with_scalar(collection.z.dtype,
+                     [&](auto s) { return collect_tile<decltype(s)>(collection, scratch, parallel); });
 }
 
 void sum_by_latent(const Code& code, const Tensor& sums) {

@@ -8,6 +8,8 @@ namespace {
 
 constexpr std::int64_t kTileElements = std::int64_t{1} << 24;
 constexpr std::int64_t kFewestRows = 64, kMostRows = 1024;  // of a tile
+// A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
+constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
 
 // Of a vector.
 Tensor columns_of(const Tensor& row, std::int64_t first, std::int64_t count) {

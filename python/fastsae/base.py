@@ -423,9 +423,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
             if isinstance(rows, DeviceArray):
                 check_values("X", self._engine, rows)
             return rows
-        if self._passes(X):
-            return X  # type: ignore[no-any-return]
-        checked: Array = validate_data(self, tensor_as_array("X", X), reset=False, dtype="numeric")
+        checked: Array = X
+        if not self._passes(X):
+            checked = validate_data(self, tensor_as_array("X", X), reset=False, dtype="numeric")
+        if self._scaler is None:
+            check_range("X", checked, self._engine.config.dtype)
         return checked
 
     def _passes(self, X: Any) -> bool:
@@ -540,6 +542,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
                 check_values("H", self._engine, H)
             return self._infer(decode, H, out, n_features, scaled=False, invert=True)
         H = check_array(tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
+        check_range("H", H, self._engine.config.dtype)
         return self._infer(decode, H, out, n_features, scaled=False, invert=True)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -589,6 +592,16 @@ def _not_all_zero(weights: Any) -> Any:
     if not weights.any():
         raise ValueError("sample_weight: expected at least one weight that is not zero")
     return weights
+
+
+def check_range(name: str, rows: Array, dtype: str) -> None:
+    """ValueError if a number of `rows` is too large for the model's type."""
+    if rows.dtype.kind != "f" or rows.dtype.itemsize <= np.dtype(dtype).itemsize or rows.size == 0:
+        return
+    limit = float(np.finfo(dtype).max)
+    if rows.max() > limit or rows.min() < -limit:
+        row = int(np.flatnonzero((np.abs(rows) > limit).any(axis=1))[0])
+        raise ValueError(f"{name}: row {row} contains a number too large for {dtype}")
 
 
 def is_mapped(value: Any) -> bool:

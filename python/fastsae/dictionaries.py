@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
+_SOLVERS = tuple(name for name in OPTIMIZERS if name != "adamw")  # which is for weight decay
 _CODE_OPTIONS = tuple(field.name for field in dataclasses.fields(SparseCodeConfig))
 _TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 #: What "auto" stands for where neither the preset nor the architecture says something else.
@@ -272,6 +273,8 @@ lr_gamma, max_grad_norm
             return super().inverse_transform(H, out)
         if out is not None:
             raise ValueError("out: needs a dense H")
+        if np.abs(codes.data).max(initial=0.0) > np.finfo(self._engine.config.dtype).max:
+            raise ValueError(f"H: contains a number too large for {self._engine.config.dtype}")
         scaler = self._scaler if self._inverts else None
         if scaler is not None:
             scaler.check_inverse()
@@ -383,7 +386,6 @@ lr_gamma, max_grad_norm
 
     def _config(self, n_features: int) -> SparseCodeConfig:
         options = self._options()
-        check_choice("solver", options["solver"], OPTIMIZERS)
         check_choice("bias_init", options["bias_init"], CENTERS)
         # From 0 a decoder that counts in the selection never moves.
         ends = "()" if options["decoder_norm"] == "rescale" else "[)"
@@ -406,6 +408,7 @@ lr_gamma, max_grad_norm
 
     def _training_options(self) -> dict[str, Any]:
         options = self._options()
+        check_choice("solver", options["solver"], _SOLVERS)
         if self.checkpoint_steps is not None:
             check_integer("checkpoint_steps", self.checkpoint_steps, 1)
         return {name: options[name] for name in _TRAINING_OPTIONS if name in options}
