@@ -805,3 +805,64 @@ def test_pairs_are_no_data_frame() -> None:
     assert model.transform(rows).shape == (40, 16)
     with pytest.raises(ValueError, match=r"^output: set_output\(transform='pandas'\) needs 'dense', got 'pairs'"):
         model.transform(rows, output="pairs")
+
+
+# --- small calls ---
+
+
+@pytest.mark.parametrize("kind", [TopKSAE, JumpReLUSAE, Transcoder])
+def test_options_are_resolved_once_for_a_training(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, resolve = [], kind.resolved_params
+    monkeypatch.setattr(kind, "resolved_params", lambda self: calls.append(1) or resolve(self))
+    options = {"k": 2} if kind is not JumpReLUSAE else {}
+    sae = kind(8, **options, batch_size=16, max_epochs=1, verbose=False, random_state=0)
+    y = [targets()] if kind is Transcoder else []
+    for train in (sae.fit, sae.partial_fit, sae.resume):
+        calls.clear()
+        train(data(), *y)
+        assert len(calls) == 1, train
+    sae.set_params(learning_rate=0.5)  # nothing of it is remembered
+    assert sae.resolved_params()["learning_rate"] == 0.5
+    sae.partial_fit(data(), *y)
+    assert sae._engine.learning_rate == 0.5
+    assert "_resolved" not in vars(sae)
+    with pytest.raises(ValueError, match="solver"):
+        sae.set_params(solver="sgd").partial_fit(data(), *y)
+    assert "_resolved" not in vars(sae)
+
+
+# --- what is refused says so ---
+
+
+@pytest.mark.parametrize("solver", ["adamw", "lbfgs", "rmsprop"])
+def test_solvers_that_a_dictionary_has_not(solver: str) -> None:
+    wanted = "solver: expected one of 'sgd', 'momentum', 'nesterov', 'adam', 'sign_sgd', got "
+    with pytest.raises(ValueError, match=rf"^{wanted}'{solver}'"):
+        TopKSAE(M, 3, **{**SMALL, "solver": solver}).fit(data())
+
+
+def test_numbers_that_only_float64_holds() -> None:
+    model = TopKSAE(M, 3, **SMALL).fit(data())
+    X = data(dtype=np.float64)
+    X[5, 2] = -1e39
+    good = model.transform(data())
+    code = good.astype(np.float64)
+    code[7, 1] = 1e39
+    for call in (model.transform, model.reconstruct, model.score, model.fit):
+        with pytest.raises(ValueError, match=r"^X: row 5 contains .*too large for float32"):
+            call(X)
+    with pytest.raises(ValueError, match=r"^X: row 5 contains a number too large for float32"):
+        model.transform(X, output="csr")
+    for form in (code, scipy.sparse.csr_matrix(code)):
+        with pytest.raises(ValueError, match=r"^H: .*too large for float32"):
+            model.inverse_transform(form)
+    np.testing.assert_array_equal(model.transform(data()), good)
+    y = targets().astype(np.float64)
+    y[3, 0] = 1e39
+    transcoder = Transcoder(M, k=3, **SMALL)
+    with pytest.raises(ValueError, match=r"^y: row 3 contains a number too large for float32"):
+        transcoder.fit(data(), y)
+    with pytest.raises(ValueError, match=r"^y: row 3 contains a number too large for float32"):
+        transcoder.fit(data(), targets()).score(data(), y)
+    wide = TopKSAE(M, 3, **SMALL, dtype="float64").fit(X)
+    assert np.isfinite(wide.transform(X)).all()

@@ -114,6 +114,7 @@ class Engine {
  private:
   struct Training;  // scratch of training, for a number of rows
   struct Inference;
+  class Elements;
   struct Staged {  // rows of many small steps
     std::int64_t rows = 0, steps = 0;
     Arena arena;

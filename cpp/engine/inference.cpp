@@ -98,27 +98,83 @@ void Engine::encode(const RowSource& x, RowTarget code) const {
         });
 }
 
-Engine::SparseRows Engine::encode_sparse(const RowSource& x) const {
-  const std::int64_t cols = code_width(), at_once = std::min(rows_at_once(cols), x.rows);
-  std::vector<std::byte> block(static_cast<std::size_t>(at_once * cols) * size_of(dtype_));
-  SparseRows made{{0}, {}, {}};
-  for (std::int64_t first = 0; first < x.rows; first += at_once) {
-    const std::int64_t count = std::min(at_once, x.rows - first);
-    encode(rows_from(x, first, count), block.data());
+// Appends what is not 0 of blocks of a code.
+class Engine::Elements {
+ public:
+  Elements(Backend& backend, DType dtype, SparseRows& to) : backend_(backend), dtype_(dtype), to_(to) {}
+
+  void add(const Code& code) {
+    const std::int32_t* starts = code.starts.exists() ? on_host<std::int32_t>(code.starts, starts_) : nullptr;
+    const auto begin = [&](std::int64_t row) { return starts == nullptr ? row * code.per_row : starts[row]; };
+    const std::int64_t count = begin(code.rows);
+    const std::int32_t* latents = on_host<std::int32_t>(shaped(code.latents, 1, count), latents_);
     with_scalar(dtype_, [&](auto s) {
       using S = decltype(s);
-      for (std::int64_t row = 0; row < count; ++row) {
-        const S* line = reinterpret_cast<const S*>(block.data()) + row * cols;
-        for (std::int64_t col = 0; col < cols; ++col) {
-          if (line[col] == S(0)) continue;
-          made.columns.push_back(static_cast<std::int32_t>(col));
-          const auto* bytes = reinterpret_cast<const std::byte*>(line + col);
-          made.values.insert(made.values.end(), bytes, bytes + sizeof(S));
-        }
-        made.starts.push_back(static_cast<std::int64_t>(made.columns.size()));
-      }
+      const S* values = on_host<S>(shaped(code.values, 1, count), values_);
+      add<S>(code.rows, count, [&](std::int64_t row, const auto& put) {
+        for (std::int64_t i = begin(row); i < begin(row + 1); ++i) put(latents[i], values[i]);
+      });
     });
   }
+
+  void add(const Tensor& code) {
+    with_scalar(dtype_, [&](auto s) {
+      using S = decltype(s);
+      const S* lines = on_host<S>(code, values_);
+      const std::int64_t stride = backend_.reads_host_memory() ? code.stride : code.cols;
+      const auto is_there = [](S value) { return value != S(0); };
+      std::int64_t count = 0;
+      for (std::int64_t row = 0; row < code.rows; ++row)
+        count += std::count_if(lines + row * stride, lines + row * stride + code.cols, is_there);
+      add<S>(code.rows, count, [&](std::int64_t row, const auto& put) {
+        for (std::int64_t col = 0; col < code.cols; ++col) put(col, lines[row * stride + col]);
+      });
+    });
+  }
+
+ private:
+  template <class T>
+  const T* on_host(const Tensor& from, std::vector<std::byte>& room) {
+    if (backend_.reads_host_memory()) return from.as<T>();
+    room.resize(static_cast<std::size_t>(from.size()) * sizeof(T));
+    backend_.read(from, room.data());
+    return reinterpret_cast<const T*>(room.data());
+  }
+
+  // `walk(row, put)` puts the elements of a row, `most` of all rows together that are not 0.
+  template <class S, class Walk>
+  void add(std::int64_t rows, std::int64_t most, const Walk& walk) {
+    std::size_t at = to_.columns.size();
+    to_.columns.resize(at + static_cast<std::size_t>(most));
+    to_.values.resize((at + static_cast<std::size_t>(most)) * sizeof(S));
+    S* values = reinterpret_cast<S*>(to_.values.data());
+    for (std::int64_t row = 0; row < rows; ++row) {
+      walk(row, [&](std::int64_t column, S value) {
+        if (value == S(0)) return;
+        to_.columns[at] = static_cast<std::int32_t>(column);
+        values[at++] = value;
+      });
+      to_.starts.push_back(static_cast<std::int64_t>(at));
+    }
+    to_.columns.resize(at);
+    to_.values.resize(at * sizeof(S));
+  }
+
+  Backend& backend_;
+  const DType dtype_;
+  SparseRows& to_;
+  std::vector<std::byte> starts_, latents_, values_;  // of a block that is elsewhere
+};
+
+Engine::SparseRows Engine::encode_sparse(const RowSource& x) const {
+  SparseRows made{{0}, {}, {}};
+  Elements elements(*backend_, dtype_, made);
+  infer(x, {nullptr, x.rows, 0, 0, dtype_}, true,
+        [&](const Tensor& in, const Tensor&, Inference& scratch, std::int64_t) {
+          model_->encode_blocks(in, scratch.code, scratch.work, [&](const Model::CodeBlock& block) {
+            std::visit([&](const auto& part) { elements.add(part); }, block);
+          });
+        });
   return made;
 }
 

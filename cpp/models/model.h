@@ -1,10 +1,12 @@
 // What the engine trains: a model declares its tensors and computes by Backend calls.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "backend/backend.h"
@@ -177,6 +179,15 @@ class Model {
     Tensor losses;  // at least [rows x output_positions()] of f64
   };
   virtual void encode(Tensor x, Tensor code, const Work& work) const = 0;
+  // The same code, row after row, in blocks that hold all that is not 0: lists, or written down. `room` has at least
+  // [rows x widest()] elements.
+  using CodeBlock = std::variant<Code, Tensor>;
+  using TakeBlock = std::function<void(const CodeBlock&)>;
+  virtual void encode_blocks(Tensor x, Tensor room, const Work& work, const TakeBlock& take) const {
+    const Tensor code = shaped(room, x.rows, code_width());
+    encode(x, code, work);
+    take(code);
+  }
   virtual void decode(Tensor code, Tensor output, const Work& work) const = 0;
   virtual void reconstruct(Tensor x, Tensor output, const Work& work) const = 0;
   // The parameters of the code's distribution, [rows x 2 code_width]: means and log-variances of a Gaussian code.

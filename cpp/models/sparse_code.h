@@ -34,6 +34,7 @@ class SparseCode final : public Model {
   bool ranks_rows() const override { return true; }
 
   void encode(Tensor x, Tensor code, const Work& work) const override;
+  void encode_blocks(Tensor x, Tensor room, const Work& work, const TakeBlock& take) const override;
   void decode(Tensor code, Tensor output, const Work& work) const override;
   void reconstruct(Tensor x, Tensor output, const Work& work) const override;
   void encode_distribution(Tensor x, Tensor moments, const Work& work) const override;
@@ -46,6 +47,9 @@ class SparseCode final : public Model {
   std::int64_t output_positions() const override { return 1; }
 
  private:
+  // A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
+  static constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
+
   struct Weights {
     Tensor *encoder, *bias, *decoder, *decoder_bias;  // `bias`: of the gate, for a gated code
     Tensor *threshold = nullptr, *magnitude_bias = nullptr, *log_gain = nullptr, *skip = nullptr;

@@ -12,6 +12,7 @@ struct SparseCode::CallMemory {
   Tensor norms, gain;      // [1 x latents]
   Tensor values, latents;  // [rows x k] of a TopK code
   Tensor code;             // [tile x latents], where codes are written down
+  Code elements;           // room for those of a tile that has few
 
   CallMemory(const SparseCode& model, const Tensor& memory, std::int64_t rows) {
     std::int64_t at = 0;
@@ -28,7 +29,11 @@ struct SparseCode::CallMemory {
       values = take(rows, k, memory.dtype);
       latents = take(rows, k, DType::i32);
     }
-    if (model.writes_tiles()) code = take(model.tile_rows(rows), n, memory.dtype);
+    if (!model.writes_tiles()) return;
+    const std::int64_t tile = model.tile_rows(rows), most = tile * (n / kAboveShare);
+    code = take(tile, n, memory.dtype);
+    elements = {tile, take(1, tile + 1, DType::i32), 0, take(1, most, DType::i32),
+                take(1, most, memory.dtype)};
   }
 };
 
@@ -37,7 +42,8 @@ bool SparseCode::writes_tiles() const { return !is("topk") || is_rescaled(); }
 std::int64_t SparseCode::layer_work(std::int64_t rows) const {
   const std::int64_t n = code_.latents;
   const std::int64_t selected = 2 * rows * static_cast<std::int64_t>(std::llround(code_.k));
-  return 2 * n + (is("topk") ? selected : 0) + (writes_tiles() ? tile_rows(rows) * n : 0);
+  const std::int64_t tile = tile_rows(rows), written = tile * (n + 2 * (n / kAboveShare)) + tile + 1;
+  return 2 * n + (is("topk") ? selected : 0) + (writes_tiles() ? written : 0);
 }
 
 Tensor SparseCode::centered(Tensor x, const Work& work) const {
@@ -97,6 +103,24 @@ void SparseCode::encode(Tensor x, Tensor code, const Work& work) const {
   const Tensor inputs = centered(x, work);
   if (!is("topk")) return encode_tile(inputs, code, memory, true);
   backend_.write_code(select_rows(inputs, memory, true), code);
+}
+
+void SparseCode::encode_blocks(Tensor x, Tensor, const Work& work, const TakeBlock& take) const {
+  const CallMemory memory(*this, work.layer, x.rows);
+  if (is_rescaled()) backend_.row_norms(*w_.decoder, memory.norms);
+  const Tensor inputs = centered(x, work);
+  if (is("topk")) return take(select_rows(inputs, memory, true));
+  for (std::int64_t first = 0; first < x.rows; first += memory.code.rows) {
+    const std::int64_t count = std::min(memory.code.rows, x.rows - first);
+    const Tensor code = memory.code.slice_rows(0, count);
+    encode_tile(inputs.slice_rows(first, count), code, memory, true);
+    Collection all{code, {}, 0, 0, memory.elements, {}, count * (code_.latents / kAboveShare), 0, true};
+    all.above.rows = count;
+    if (backend_.collect(all))
+      take(all.above);
+    else
+      take(code);
+  }
 }
 
 void SparseCode::output_of(Tensor code, Tensor extra, Tensor output) const {

@@ -182,8 +182,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
         targets: NDArray[Any] | None = None,
     ) -> Self:
         """Train on `targets` [n_rows x n_outputs], if the output should be something else than the row."""
-        training = self._training_config()
-        with self._unchanged_on_error():
+        with self._setting_up():
+            training = self._training_config()
             X, weights = self._validate(X, sample_weight, reset=True)
             config = self._config(X.shape[1])
             scaler = self._new_scaler(X, weights)
@@ -197,9 +197,9 @@ class Network(BaseEstimator):  # type: ignore[misc]
 
     def _partial_fit(self, X: Any, sample_weight: Any, targets: NDArray[Any] | None = None) -> Self:
         first = not self.__sklearn_is_fitted__()
-        training = self._training_config()
-        training = dataclasses.replace(training, early_stopping=False, validation_fraction=0.0, max_steps=None)
-        with self._unchanged_on_error():
+        with self._setting_up():
+            training = self._training_config()
+            training = dataclasses.replace(training, early_stopping=False, validation_fraction=0.0, max_steps=None)
             X, weights = self._validate(X, sample_weight, reset=first)
             config = self._config(X.shape[1])
             scaler = self._new_scaler(X, weights) if first else self._scaler
@@ -225,15 +225,18 @@ class Network(BaseEstimator):  # type: ignore[misc]
         targets: NDArray[Any] | None = None,
     ) -> Self:
         check_is_fitted(self)
-        training = self._training_config()
-        X, weights = self._validate(X, sample_weight, reset=False)
-        config = self._config(X.shape[1])
-        check_combination(config, training, X, targets, scaler=self._scaler)
-        n_rows = X.shape[0]
-        if self._state.n_rows not in (0, n_rows):
-            raise ValueError(f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}")
-        self._continue(config)
-        store, weights = self._store(X, weights, targets)
+        with self._setting_up():
+            training = self._training_config()
+            X, weights = self._validate(X, sample_weight, reset=False)
+            config = self._config(X.shape[1])
+            check_combination(config, training, X, targets, scaler=self._scaler)
+            n_rows = X.shape[0]
+            if self._state.n_rows not in (0, n_rows):
+                raise ValueError(
+                    f"X: resume needs the {self._state.n_rows} rows that training began with, got {n_rows}"
+                )
+            self._continue(config)
+            store, weights = self._store(X, weights, targets)
         self._prepare(X, weights, training, progress, targets)
         return self._train(store, weights, training, training.max_epochs, progress, targets)
 
@@ -278,10 +281,13 @@ class Network(BaseEstimator):  # type: ignore[misc]
 
     def _continue(self, config: Any) -> None:
         """Go on with the engine that there is, whose options must be those of `config`."""
+        kind = None if self._scaler is None else self._scaler.kind
+        if config == self._engine.config and self._kind_of_scale() == kind:
+            return
         if self.solver == "lbfgs":  # which has no use for an optimiser
             config = dataclasses.replace(config, optimizer=self._engine.config.optimizer)
         now, fitted = self._names_of_options(config), self._names_of_options(self._engine.config)
-        now["scale"], fitted["scale"] = self._kind_of_scale(), None if self._scaler is None else self._scaler.kind
+        now["scale"], fitted["scale"] = self._kind_of_scale(), kind
         changed = [name for name in {**now, **fitted} if now.get(name) != fitted.get(name) and name != "learning_rate"]
         if changed:
             name = changed[0]
@@ -293,7 +299,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
             self._engine.learning_rate = config.learning_rate
 
     @contextlib.contextmanager
-    def _unchanged_on_error(self) -> Iterator[None]:
+    def _setting_up(self) -> Iterator[None]:
+        """Of a training: what raises inside leaves the estimator as it was."""
         before = dict(self.__dict__)
         try:
             yield
@@ -345,6 +352,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     def _validate_rows(self, X: Any, reset: bool) -> Any:
         # A memory map is not read twice: a step that meets a NaN names its row.
         finite = not is_mapped(X)
+        if finite and not reset and self._passes(X):
+            return X
         X = validate_data(self, tensor_as_array("X", X), reset=reset, dtype="numeric", ensure_all_finite=finite)
         if X.dtype.kind not in "fiub":
             raise ValueError(f"X: expected an array of real numbers, got dtype {X.dtype}")
@@ -414,9 +423,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
             if isinstance(rows, DeviceArray):
                 check_values("X", self._engine, rows)
             return rows
-        if self._passes(X):
-            return X  # type: ignore[no-any-return]
-        checked: Array = validate_data(self, tensor_as_array("X", X), reset=False, dtype="numeric")
+        checked: Array = X
+        if not self._passes(X):
+            checked = validate_data(self, tensor_as_array("X", X), reset=False, dtype="numeric")
+        if self._scaler is None:
+            check_range("X", checked, self._engine.config.dtype)
         return checked
 
     def _passes(self, X: Any) -> bool:
@@ -531,6 +542,7 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
                 check_values("H", self._engine, H)
             return self._infer(decode, H, out, n_features, scaled=False, invert=True)
         H = check_array(tensor_as_array("H", H), dtype="numeric", ensure_min_samples=0, input_name="H")
+        check_range("H", H, self._engine.config.dtype)
         return self._infer(decode, H, out, n_features, scaled=False, invert=True)
 
     def reconstruct(self, X: Any, out: Any = None) -> Any:
@@ -580,6 +592,16 @@ def _not_all_zero(weights: Any) -> Any:
     if not weights.any():
         raise ValueError("sample_weight: expected at least one weight that is not zero")
     return weights
+
+
+def check_range(name: str, rows: Array, dtype: str) -> None:
+    """ValueError if a number of `rows` is too large for the model's type."""
+    if rows.dtype.kind != "f" or rows.dtype.itemsize <= np.dtype(dtype).itemsize or rows.size == 0:
+        return
+    limit = float(np.finfo(dtype).max)
+    if rows.max() > limit or rows.min() < -limit:
+        row = int(np.flatnonzero((np.abs(rows) > limit).any(axis=1))[0])
+        raise ValueError(f"{name}: row {row} contains a number too large for {dtype}")
 
 
 def is_mapped(value: Any) -> bool:

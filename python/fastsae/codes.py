@@ -32,12 +32,12 @@ def pairs_of(codes: csr_matrix, width: int | None) -> tuple[Array, NDArray[np.in
     counts = np.diff(codes.indptr)
     width = int(counts.max(initial=0)) if width is None else width
     rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((codes.indices, -codes.data, rows))
     places = np.arange(codes.nnz) - np.repeat(codes.indptr[:-1], counts)
     values = np.zeros((len(counts), width), codes.dtype)
     indices = np.zeros((len(counts), width), np.int32)
-    values[rows, places], indices[rows, places] = codes.data[order], codes.indices[order]
-    return values, indices
+    values[rows, places], indices[rows, places] = codes.data, codes.indices
+    order = np.argsort(-values, axis=1, kind="stable")  # of equal ones the lower index first; zeros last
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def as_csr(H: Any, n_latents: int) -> csr_matrix | None:

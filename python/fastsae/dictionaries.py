@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
+_SOLVERS = tuple(name for name in OPTIMIZERS if name != "adamw")  # which is for weight decay
 _CODE_OPTIONS = tuple(field.name for field in dataclasses.fields(SparseCodeConfig))
 _TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 #: What "auto" stands for where neither the preset nor the architecture says something else.
@@ -195,9 +198,11 @@ lr_step_size, lr_gamma, max_grad_norm
         """
         check_integer("n_latents", self.n_latents, 1)
         table = {**_PLAIN, **self._defaults()}
+        # Asking scikit-learn for the names takes as long as a small step.
+        given = {name: getattr(self, name) for name in sorted(field.name for field in dataclasses.fields(self))}
         values = {
             name: table[name] if isinstance(value, str) and value == AUTO and name != "device" else value
-            for name, value in self.get_params(deep=False).items()
+            for name, value in given.items()
         }
         if self.lr_start == AUTO and (values["lr_warm_up"] == 0 or values["solver"] == "sign_sgd"):
             values["lr_start"] = None
@@ -272,6 +277,8 @@ lr_step_size, lr_gamma, max_grad_norm
             return super().inverse_transform(H, out)
         if out is not None:
             raise ValueError("out: needs a dense H")
+        if np.abs(codes.data).max(initial=0.0) > np.finfo(self._engine.config.dtype).max:
+            raise ValueError(f"H: contains a number too large for {self._engine.config.dtype}")
         scaler = self._scaler if self._inverts else None
         if scaler is not None:
             scaler.check_inverse()
@@ -349,6 +356,20 @@ lr_step_size, lr_gamma, max_grad_norm
 
     # Details
 
+    @contextlib.contextmanager
+    def _setting_up(self) -> Iterator[None]:
+        self._resolved = self.resolved_params()
+        try:
+            with super()._setting_up():
+                yield
+        finally:
+            del self._resolved
+
+    def _options(self) -> dict[str, Any]:
+        """`resolved_params`, made once for a training that is set up."""
+        options: dict[str, Any] | None = self.__dict__.get("_resolved")
+        return self.resolved_params() if options is None else options
+
     def _tensor(self, attribute: str, name: str) -> Array:
         return self._fitted_engine(attribute).get(name)
 
@@ -368,8 +389,7 @@ lr_step_size, lr_gamma, max_grad_norm
         return norms
 
     def _config(self, n_features: int) -> SparseCodeConfig:
-        options = self.resolved_params()
-        check_choice("solver", options["solver"], OPTIMIZERS)
+        options = self._options()
         check_choice("bias_init", options["bias_init"], CENTERS)
         # From 0 a decoder that counts in the selection never moves.
         ends = "()" if options["decoder_norm"] == "rescale" else "[)"
@@ -390,11 +410,12 @@ lr_step_size, lr_gamma, max_grad_norm
         return {"activation": self._activation}
 
     def _kind_of_scale(self) -> str | None:
-        kind: str | None = self.resolved_params()["scale"]
+        kind: str | None = self._options()["scale"]
         return kind
 
     def _training_options(self) -> dict[str, Any]:
-        options = self.resolved_params()
+        options = self._options()
+        check_choice("solver", options["solver"], _SOLVERS)
         if self.checkpoint_steps is not None:
             check_integer("checkpoint_steps", self.checkpoint_steps, 1)
         return {name: options[name] for name in _TRAINING_OPTIONS if name in options}
@@ -417,7 +438,7 @@ lr_step_size, lr_gamma, max_grad_norm
     def _place_first_parameters(
         self, config: Any, store: ArrayStore, weights: NDArray[np.float64] | None, targets: Any
     ) -> None:
-        options, seed = self.resolved_params(), self._state.seed
+        options, seed = self._options(), self._state.seed
         centers: dict[str, Any] = {}
         kind, divides = options["bias_init"], config.loss_reduction == "fvu_data"
         if kind != "zeros" or divides:

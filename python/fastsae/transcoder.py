@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted
 
-from fastsae.base import is_mapped, tensor_as_array
+from fastsae.base import check_range, is_mapped, tensor_as_array
 from fastsae.checks import check_choice
 from fastsae.dictionaries import AUTO, Dictionary
 from fastsae.saes import fitting_target
@@ -170,6 +170,8 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
             targets = targets[:, None]
         if targets.ndim != 2 or targets.dtype.kind not in "fiub":
             raise ValueError(f"y: expected a 2-D array of real numbers, got {targets.dtype} of shape {targets.shape}")
+        if finite:
+            check_range("y", targets, self.dtype)
         return targets
 
     def _defaults(self) -> dict[str, Any]:
