@@ -136,6 +136,7 @@ class SparseCode final : public Model {
   template <class S, class K>
   void pass_elements(K kernel, const Selected& list, const Tensor& numbers, const Tensor& sums, int first,
                      int count);
+  void add_lists();
   template <class S>
   void add_thresholded_lists();
   template <class S>
