@@ -4,6 +4,7 @@
 #include "cpu/latents.h"
 #include "cpu/levels.h"
 #include "cpu/partition.h"
+#include "kernels/list.h"
 
 namespace fastsae::cpu {
 namespace {
