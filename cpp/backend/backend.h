@@ -161,6 +161,8 @@ class Backend {
   virtual void update_latents(const LatentRows& rows, const LatentUpdate& update) = 0;
   // Adds the values of a code to sums [1 x latents] of f64 by latent, row after row.
   virtual void sum_by_latent(const Code&, Tensor) {}
+  // What is not 0 of a tile that is written down as a code; false if it has no room there or the device makes none.
+  virtual bool list_elements(Tensor, const Code&) { return false; }
   // The Euclidean norm of each row, [1 x rows] of its type.
   virtual void row_norms(Tensor of, Tensor norms) = 0;
   // Copies each window of the images into its row of `columns`.

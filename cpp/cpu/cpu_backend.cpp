@@ -139,6 +139,9 @@ class CpuBackend final : public Backend {
 
   void sum_by_latent(const Code& code, Tensor sums) override { cpu::sum_by_latent(code, sums); }
 
+  bool list_elements(Tensor tile, const Code& code) override {
+    return cpu::list_elements(tile, code, crew());
+  }
   void write_code(const Code& code, Tensor rows) override {
     const Even parts = Even::at_most(rows.rows, kDecodedRows);
     parallel(parts.parts, [&](std::int64_t part) { cpu::write_code(code, rows, parts[part]); });

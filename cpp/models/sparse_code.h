@@ -47,9 +47,6 @@ class SparseCode final : public Model {
   std::int64_t output_positions() const override { return 1; }
 
  private:
-  // A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
-  static constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
-
   struct Weights {
     Tensor *encoder, *bias, *decoder, *decoder_bias;  // `bias`: of the gate, for a gated code
     Tensor *threshold = nullptr, *magnitude_bias = nullptr, *log_gain = nullptr, *skip = nullptr;

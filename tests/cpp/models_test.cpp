@@ -132,6 +132,22 @@ struct Data {
 
 bool close(double a, double b) { return std::fabs(a - b) <= 1e-11 * (1 + std::fabs(b)); }
 
+// What encode() gives, as elements.
+bool are_elements_of(const Engine::SparseRows& elements, const std::vector<double>& code) {
+  const auto* values = reinterpret_cast<const double*>(elements.values.data());
+  const std::size_t width = code.size() / kRows;
+  std::size_t at = 0;
+  bool same = elements.starts.size() == kRows + 1 && elements.values.size() == 8 * elements.columns.size();
+  for (std::size_t i = 0; same && i < code.size(); ++i) {
+    if (i % width == 0) same = elements.starts[i / width] == static_cast<std::int64_t>(at);
+    if (code[i] == 0) continue;
+    same = same && at < elements.columns.size() &&
+           elements.columns[at] == static_cast<std::int32_t>(i % width) && values[at] == code[i];
+    ++at;
+  }
+  return same && at == elements.columns.size();
+}
+
 void same_inference(const Problem& problem, const Engine& a, const Engine& b, const Data& data) {
   const ModelSpec& spec = problem.spec;
   const auto width = static_cast<std::size_t>(a.code_width());
@@ -143,6 +159,7 @@ void same_inference(const Problem& problem, const Engine& a, const Engine& b, co
     std::vector<double> code(kRows * width), output(static_cast<std::size_t>(kRows * spec.n_outputs)),
         decoded = output, losses(kRows), moments;
     engine.encode(given.x, code.data());
+    check(are_elements_of(engine.encode_sparse(given.x), code), problem.name + ": elements of the code");
     engine.reconstruct(given.x, output.data());
     const RowSource codes{code.data(), kRows, a.code_width(), a.code_width() * 8, DType::f64};
     engine.decode(codes, decoded.data());
