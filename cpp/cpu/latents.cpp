@@ -63,7 +63,9 @@ struct Gather {
   [[gnu::always_inline]] inline void add(std::int64_t at, std::int64_t end, Gradient<S>& g) const {
     constexpr int kAtOnce = 4;
     for (; at + kAtOnce <= end; at += kAtOnce) add_some<kAtOnce>(at, g);
-    for (; at < end; ++at) add_some<1>(at, g);
+    if (end - at == 3) return add_some<3>(at, g);
+    if (end - at == 2) return add_some<2>(at, g);
+    if (end - at == 1) add_some<1>(at, g);
   }
 
   template <int count>
