@@ -31,6 +31,9 @@ DECODER_NORMS = ("unit", "rescale", "free")
 LOSS_REDUCTIONS = ("fvu", "sum", "mean", "ufldl")
 SPARSITIES = ("none", "l1", "tanh", "step", "quadratic")
 AUX_REDUCTIONS = ("sum", "mean", "fvu", "residual")
+STATE_PRECISIONS = ("full", "bf16", "8bit")
+#: The optimisers whose states are moments, which may be rounded.
+ROUNDED = ("momentum", "nesterov", "adam")
 
 #: The activations whose slopes a sparsity penalty can use.
 PENALISED = {
@@ -145,6 +148,15 @@ class SparseCodeConfig(OptimizerConfig):
     threshold_start : float or None
         Its first value, >= 0; None means the smallest code that the first step keeps.
 
+    state_precision : {"full", "bf16", "8bit"}
+        How the optimiser's moments of W_enc and W_dec are kept between steps: in `dtype`; in bfloat16; or in 8 bits, as
+        shares in the largest one of each 256 columns of a row, by the dynamic tree of Dettmers et al. ("8-bit
+        optimizers via block-wise quantization", 2022). They are rounded up or down by chance, so that their mean is
+        right, with numbers that depend on the seed and the step alone; :mod:`fastsae.reference.moments` has the
+        formulas. Adam then keeps, for each weight, 8, 4 or 2.03 bytes beside a float32. A step takes the moments before
+        they are rounded. For ``momentum``, ``nesterov`` and ``adam``: ``sgd`` keeps nothing, and ``sign_sgd`` keeps
+        where its steps have led, to which each step adds less than what rounding would.
+
     The optimiser's options, all by keyword, are those of :class:`fastsae.optimizer.OptimizerConfig`. There is no weight
     decay, so ``adamw`` is refused.
 
@@ -187,6 +199,7 @@ class SparseCodeConfig(OptimizerConfig):
     dead_after: int | None = 10_000_000
     threshold_decay: float = 0.999
     threshold_start: float | None = None
+    state_precision: str = "full"
 
     @property
     def output_width(self) -> int:
@@ -278,6 +291,12 @@ class SparseCodeConfig(OptimizerConfig):
         self._validate_optimizer()
         if self.optimizer == "adamw":
             raise ValueError("optimizer: 'adamw' is 'adam' with weight decay, which a sparse code has not; got 'adamw'")
+        if self.state_precision != "full" and self.optimizer not in ROUNDED:
+            why = "keeps a parameter, no moment" if self.optimizer == "sign_sgd" else "keeps nothing"
+            raise ValueError(
+                f"state_precision={self.state_precision!r} needs optimizer={', '.join(map(repr, ROUNDED))}; "
+                f"{self.optimizer!r} {why}"
+            )
 
     def _validate_outputs(self) -> None:
         if self.n_outputs is not None:
@@ -351,6 +370,7 @@ _CHOICES = {
     "loss_reduction": LOSS_REDUCTIONS,
     "sparsity": SPARSITIES,
     "aux_reduction": AUX_REDUCTIONS,
+    "state_precision": STATE_PRECISIONS,
 }
 _FLAGS = (
     *("transcoder", "skip", "pre_bias", "project_gradient", "sparsity_by_norm"),
