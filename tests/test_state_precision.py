@@ -1,4 +1,4 @@
-"""Moments in few bits: what is kept, parity with the reference, threads, resume, memory, and what is learned with them."""
+"""Moments in few bits: what is kept, parity with the reference, threads, resume, memory, and what is learned."""
 
 from __future__ import annotations
 
@@ -309,12 +309,12 @@ def test_bad_options() -> None:
 def test_bad_states(device: str, tmp_path: Path) -> None:
     engine = Engine(make(state_precision="bf16"), device)
     state = engine.get("first_moment.W_enc")
-    with pytest.raises(ValueError, match="first_moment.W_enc: expected an array of uint16, which are bits"):
+    with pytest.raises(ValueError, match=r"first_moment.W_enc: expected an array of uint16, which are bits"):
         engine.set("first_moment.W_enc", state.astype(np.float32))
-    with pytest.raises(ValueError, match="first_moment.W_enc: expected finite numbers"):
+    with pytest.raises(ValueError, match=r"first_moment.W_enc: expected finite numbers"):
         engine.set("first_moment.W_enc", np.full_like(state, 0x7F80))
     engine = Engine(make(state_precision="8bit"), device)
-    with pytest.raises(ValueError, match="second_moment.W_dec: expected an array of uint8"):
+    with pytest.raises(ValueError, match=r"second_moment.W_dec: expected an array of uint8"):
         engine.set("second_moment.W_dec", engine.get("second_moment.W_dec").astype(np.int16))
     assert not engine.get("second_moment.W_dec").any()
 

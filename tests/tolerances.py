@@ -71,8 +71,8 @@ def bound(exact: ArrayLike, plain: ArrayLike | None, dtype: str, trained: bool =
 def kept_spacing(exact: ArrayLike, which: str, precision: str) -> Array:
     """How far apart the neighbours of each number are that moments in few bits are rounded to.
 
-    In bfloat16 up to 2^-7 of it. In 8 bits the levels of a share x are 9/2^i of its decade's lower end apart, 2^i of them in
-    a decade 10^(i - n): up to ``9 x / 2^i`` for x in it; n is 7 or 8, and x a share of the largest in 256 columns.
+    In bfloat16 up to 2^-7 of it. In 8 bits there are 2^i levels in the decade that begins with 10^(i - n), so they are
+    ``9 / 2^i 10^(i - n)`` apart; n is 7 or 8, and what is kept is a share of the largest in 256 columns.
     """
     size = np.abs(np.asarray(exact, np.float64))
     if precision == "bf16":

@@ -24,8 +24,8 @@ from fastsae.arrays import (
     cast,
     device_rows,
     is_elsewhere,
-    numbers_of,
     is_of,
+    numbers_of,
     rows_for,
     target_for,
 )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastsae.checks import check_bool, check_choice, check_integer, check_real
-from fastsae.optimizer import OptimizerConfig, plain
+from fastsae.optimizer import OptimizerConfig, check_state_precision, plain
 
 ACTIVATIONS = ("topk", "batch_topk", "jump_relu", "gated", "relu")
 #: Those that keep the largest, and have AuxK.
@@ -31,9 +31,6 @@ DECODER_NORMS = ("unit", "rescale", "free")
 LOSS_REDUCTIONS = ("fvu", "sum", "mean", "ufldl")
 SPARSITIES = ("none", "l1", "tanh", "step", "quadratic")
 AUX_REDUCTIONS = ("sum", "mean", "fvu", "residual")
-STATE_PRECISIONS = ("full", "bf16", "8bit")
-#: The optimisers whose states are moments, which may be rounded.
-ROUNDED = ("momentum", "nesterov", "adam")
 
 #: The activations whose slopes a sparsity penalty can use.
 PENALISED = {
@@ -291,12 +288,7 @@ class SparseCodeConfig(OptimizerConfig):
         self._validate_optimizer()
         if self.optimizer == "adamw":
             raise ValueError("optimizer: 'adamw' is 'adam' with weight decay, which a sparse code has not; got 'adamw'")
-        if self.state_precision != "full" and self.optimizer not in ROUNDED:
-            why = "keeps a parameter, no moment" if self.optimizer == "sign_sgd" else "keeps nothing"
-            raise ValueError(
-                f"state_precision={self.state_precision!r} needs optimizer={', '.join(map(repr, ROUNDED))}; "
-                f"{self.optimizer!r} {why}"
-            )
+        check_state_precision(self.state_precision, self.optimizer)
 
     def _validate_outputs(self) -> None:
         if self.n_outputs is not None:
@@ -370,7 +362,6 @@ _CHOICES = {
     "loss_reduction": LOSS_REDUCTIONS,
     "sparsity": SPARSITIES,
     "aux_reduction": AUX_REDUCTIONS,
-    "state_precision": STATE_PRECISIONS,
 }
 _FLAGS = (
     *("transcoder", "skip", "pre_bias", "project_gradient", "sparsity_by_norm"),

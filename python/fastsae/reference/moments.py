@@ -1,18 +1,18 @@
 """Moments of an optimiser in few bits, rounded up or down by chance.
 
-A number between two neighbours a < x < b that can be kept becomes b with the probability ``(x - a) / (b - a)``, so that its
-mean is x. To the nearest one it would often not move: a second moment changes by ``1 - beta2`` of itself, 0.001, while
-neighbours are up to 0.8 % apart in bfloat16, and more in 8 bits.
+A number between two neighbours a < x < b that can be kept becomes b with the probability ``(x - a) / (b - a)``, so that
+its mean is x. To the nearest one it would often not move: a second moment changes by ``1 - beta2`` of itself, 0.001,
+while neighbours are up to 0.8 % apart in bfloat16, and more in 8 bits.
 
 **bf16**: float32 with 7 bits of mantissa.
 
 **8bit**: block-wise quantisation with a dynamic tree (Dettmers, Lewis, Shleifer and Zettlemoyer, "8-bit optimizers via
 block-wise quantization", 2022, arXiv:2110.02861; Dettmers, "8-bit approximations for parallelism in deep learning",
-2016). A block is up to 256 neighbouring columns of a row; what is kept of a number is the share of its size in that of the
-block's largest one, its scale. The levels ``D(1), D(2), ..., D(2^n) = 1`` of a share are those of the line through the
-points ``(2^i, 10^(i - n))``: n decades, of which each has twice as many levels as the one below. A first moment has a sign
-and n = 7, and 0 in the place of its lowest level 1e-7. A second moment has n = 8, and no 0: it divides, and one that
-vanished before the first moment did would make a step without bounds. So a share is kept as 1e-8 or more, and
+2016). A block is up to 256 neighbouring columns of a row; what is kept of a number is the share of its size in that of
+the block's largest one, its scale. The levels ``D(1), D(2), ..., D(2^n) = 1`` of a share are those of the line through
+the points ``(2^i, 10^(i - n))``: n decades, of which each has twice as many levels as the one below. A first moment has
+a sign and n = 7, and 0 in the place of its lowest level 1e-7. A second moment has n = 8, and no 0: it divides, and one
+that vanished before the first moment did would make a step without bounds. So a share is kept as 1e-8 or more, and
 neighbouring levels differ by a factor of 10 or less: one rounding makes a step at most sqrt(10) times as long.
 """
 
@@ -35,8 +35,8 @@ _DECADES = {"first": 7, "second": 8}
 def chances(matrix: str, shape: tuple[int, int], seed: int, step: int) -> tuple[Words, Words]:
     """Numbers of 16 random bits for both moments of a matrix in step 1, 2, ...: arrays of its shape.
 
-    Column c takes word ``c % 1024 // 256`` of the draw at column ``c // 1024 * 256 + c % 256``: the lower half is for the
-    first moment, the upper half for the second.
+    Column c takes word ``c % 1024 // 256`` of the draw at column ``c // 1024 * 256 + c % 256``: the lower half is for
+    the first moment, the upper half for the second.
     """
     rows = 2 * np.arange(shape[0]) + MATRICES.index(matrix)
     column = np.arange(shape[1])
