@@ -240,15 +240,16 @@ struct UpdateLatent {
       else
         team.each([&](int member, NoState&) { step(member, latent, of, scale); });
     }
-    if (!update.unit_norm) return;
+    // Whether or not anything is added up: members wait here until nobody needs the gradients.
     double sums[2];
     add_up(team, shared, sums, [&](int member, double (&own)[2]) {
+      if (!update.unit_norm) return;
       S square = 0;
       for (std::int64_t col = member; col < outputs; col += work.members)
         square += gradient[features + col] * gradient[features + col];
       own[0] = static_cast<double>(square);
     });
-    if (sums[0] == 0) return;
+    if (!update.unit_norm || sums[0] == 0) return;
     const S norm = static_cast<S>(square_root(sums[0]));
     team.phase([&](int member, NoState&) {
       for (std::int64_t col = member; col < outputs; col += work.members)
