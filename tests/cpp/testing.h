@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "math/low_precision.h"
 
 namespace fastsae {
 
