@@ -8,7 +8,7 @@
 #include <cstddef>
 
 #include "backend/sparse.h"
-#include "jobs.h"
+#include "moments.h"
 
 namespace fastsae::cuda {
 
@@ -216,7 +216,7 @@ struct WriteLatent {
   }
 };
 
-template <class S, class Step>
+template <class S, class Step, class Kept>
 struct UpdateLatent {
   LatentWork<S> work;
   LatentUpdate update;
@@ -230,12 +230,19 @@ struct UpdateLatent {
     const S scale = static_cast<S>(update.log->gradient_scale);
     team.phase([&](int member, NoState&) { work.gather(member, latent, gradient); });
     work.finish(team, shared, latent, gradient, rows.project);
+    FS_NO_UNROLL
+    for (int part = 0; part < 2; ++part) {  // the formula is there once
+      const Part of{part == 0 ? update.encoder : update.decoder, part == 0 ? encoder : decoder,
+                    part == 0 ? features : outputs, part == 0 ? gradient : gradient + features,
+                    moment_row(latent, part == 1)};
+      if constexpr (std::is_same_v<Kept, ByteMoments>)
+        step_blocks(team, shared, latent, of, scale);
+      else
+        team.each([&](int member, NoState&) { step(member, latent, of, scale); });
+    }
+    // Whether or not anything is added up: members wait here until nobody needs the gradients.
     double sums[2];
     add_up(team, shared, sums, [&](int member, double (&own)[2]) {
-      FS_NO_UNROLL
-      for (int part = 0; part < 2; ++part)  // the formula is there once
-        step(member, latent, part == 0 ? update.encoder : update.decoder, part == 0 ? encoder : decoder,
-             part == 0 ? features : outputs, scale, part == 0 ? gradient : gradient + features);
       if (!update.unit_norm) return;
       S square = 0;
       for (std::int64_t col = member; col < outputs; col += work.members)
@@ -251,20 +258,73 @@ struct UpdateLatent {
   }
 
  private:
-  // The gradient becomes what the row is now.
-  FS_HD void step(int member, std::int64_t latent, const MatrixUpdate& how, const Out<S>& value,
-                  std::int64_t cols, S scale, S* gradient) const {
-    const auto scalars = Step::template at_step<S>(how.constants, *update.step);
-    S* const m = how.first.template as<S>() + (Step::moments > 0 ? latent * how.first.stride : 0);
-    S* const v = how.second.template as<S>() + (Step::moments > 1 ? latent * how.second.stride : 0);
+  // A row of one matrix. The gradient becomes what the row is now.
+  struct Part {
+    const MatrixUpdate& how;
+    const Out<S>& value;
+    std::int64_t cols;
+    S* gradient;
+    double drawn_row;
+  };
+
+  FS_HD void step(int member, std::int64_t latent, const Part& of, S scale) const {
+    const auto scalars = Step::template at_step<S>(of.how.constants, *update.step);
+    Random4 words{};  // of this column and three more
+    const auto next = [&](std::int64_t col) {
+      const S p = of.value.at(latent, col), g = scale * of.gradient[col];
+      if constexpr (std::is_same_v<Kept, Bf16Moments>) {
+        if (col % kDrawnColumns < kMomentBlock) words = drawn(of, col);
+        return Bf16Column<S, Step>(of.how, latent, col).step(p, g, scalars, word_of(words, col));
+      } else {
+        S* const m =
+            of.how.first.template as<S>() + (Step::moments > 0 ? latent * of.how.first.stride + col : 0);
+        S* const v =
+            of.how.second.template as<S>() + (Step::moments > 1 ? latent * of.how.second.stride + col : 0);
+        S first = Step::moments > 0 ? *m : S(0), second = Step::moments > 1 ? *v : S(0);
+        const S made = Step::next(p, g, first, second, scalars);
+        if (Step::moments > 0) *m = first;
+        if (Step::moments > 1) *v = second;
+        return made;
+      }
+    };
     FS_NO_UNROLL
-    for (std::int64_t col = member; col < cols; col += work.members) {
-      S first = Step::moments > 0 ? m[col] : S(0), second = Step::moments > 1 ? v[col] : S(0);
-      const S next = Step::next(value.at(latent, col), scale * gradient[col], first, second, scalars);
-      value.put(latent, col, next);
-      if (Step::moments > 0) m[col] = first;
-      if (Step::moments > 1) v[col] = second;
-      gradient[col] = next;
+    for (std::int64_t col = member; col < of.cols; col += work.members) {
+      const S made = next(col);
+      of.value.put(latent, col, made);
+      of.gradient[col] = made;
+    }
+  }
+
+  FS_HD Random4 drawn(const Part& of, std::int64_t col) const {
+    return moment_chances(update.step->seed, update.step->step, of.drawn_row, col);
+  }
+
+  // Of moments in 8 bits: what a block's scale is, all its members must know before one is kept.
+  template <class Team>
+  FS_HD void step_blocks(Team& team, SumShared<2>& shared, std::int64_t latent, const Part& of,
+                         S scale) const {
+    static_assert(kMomentBlock == LatentWork<S>::members);
+    FS_NO_UNROLL
+    for (std::int64_t begin = 0; begin < of.cols; begin += kMomentBlock) {
+      team.phase([&](int member, NoState&) {
+        const std::int64_t col = begin + member;
+        shared.part[0][member] = shared.part[1][member] = 0;
+        if (col >= of.cols) return;
+        const auto scalars = Step::template at_step<S>(of.how.constants, *update.step);
+        const S made = ByteColumn<S, Step>(of.how, latent, col)
+                           .step(of.value.at(latent, col), scale * of.gradient[col], scalars,
+                                 shared.part[0][member], shared.part[1][member]);
+        of.value.put(latent, col, made);
+        of.gradient[col] = made;
+      });
+      team.phase([&](int member, NoState&) { find_largest(member, shared); });
+      team.phase([&](int member, NoState&) {
+        const std::int64_t col = begin + member;
+        if (col >= of.cols) return;
+        ByteColumn<S, Step>(of.how, latent, col)
+            .keep(shared.part[0][member], shared.part[1][member], static_cast<S>(largest_of(shared, 0)),
+                  static_cast<S>(largest_of(shared, 1)), word_of(drawn(of, col), col), member == 0);
+      });
     }
   }
 };
@@ -304,7 +364,14 @@ void update_all(const Each& each, const LatentRows& rows, const LatentUpdate& up
     if (place++ != update.encoder.optimizer) return;
     with_scalar(rows.encoder.dtype, [&](auto s) {
       using S = decltype(s);
-      each(s, UpdateLatent<S, Step>{{rows}, update, Out<S>(rows.encoder), Out<S>(rows.decoder)});
+      const auto with = [&](auto kept) {
+        each(s, UpdateLatent<S, Step, decltype(kept)>{
+                    {rows}, update, Out<S>(rows.encoder), Out<S>(rows.decoder)});
+      };
+      if constexpr (Step::has_brief_moments)
+        with_moments(update.encoder.first.dtype, with);
+      else
+        with(WholeMoments{});
     });
   });
 }

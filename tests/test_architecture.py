@@ -28,6 +28,7 @@ GENERATED = {"fastsae_blas_config.h": "cpu/blas.cpp", "fastsae_contract.h": "bac
 CONDITIONAL = {
     "core/host_device.h": "host or device compiler",
     "core/library.cpp": "RTLD_DEEPBIND, which not every system has and the sanitizers refuse",
+    "core/random.h": "words as wide as the products of the host's vectors, or of the device",
     "cpu/bf16.cpp": "instruction sets of the processor",
     "cpu/float_mode.h": "control register of the processor",
     "cpu/panels.cpp": "instruction sets of the processor",

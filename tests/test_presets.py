@@ -192,6 +192,7 @@ OTHERS: dict[str, Any] = {
     "tol": 0.9,
     "scale": "zscore",
     "dtype": "float64",
+    "state_precision": "bf16",
     "random_state": 5,
     "k_start": 6,
     "k_warm_up": 3,

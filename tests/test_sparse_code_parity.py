@@ -52,8 +52,8 @@ def test_cases_touch_every_option() -> None:
     default = SparseCodeConfig(5, LATENTS)
     configs = [make(**case) for case in ALL.values()]
     touched = {name for config in configs for name in fields if getattr(config, name) != getattr(default, name)}
-    # Sizes, dtype and learning rate are others in every test; rounded factors have tests of their own.
-    assert fields - touched == {"n_features", "n_latents", "dtype", "learning_rate", "precision"}
+    # Sizes, dtype and learning rate are others in every test; rounded factors and moments have tests of their own.
+    assert fields - touched == {"n_features", "n_latents", "dtype", "learning_rate", "precision", "state_precision"}
     assert {config.optimizer for config in configs} == set(general.OPTIMIZERS) - {"adamw"}
 
 

@@ -68,6 +68,25 @@ def bound(exact: ArrayLike, plain: ArrayLike | None, dtype: str, trained: bool =
     return FLOAT32_FACTOR * drift + FLOAT32_FLOOR * EPS["float32"] * scale
 
 
+def kept_spacing(exact: ArrayLike, which: str, precision: str) -> Array:
+    """How far apart the neighbours of each number are that moments in few bits are rounded to.
+
+    In bfloat16 up to 2^-7 of it. In 8 bits there are 2^i levels in the decade that begins with 10^(i - n), so they are
+    ``9 / 2^i 10^(i - n)`` apart; n is 7 or 8, and what is kept is a share of the largest in 256 columns.
+    """
+    size = np.abs(np.asarray(exact, np.float64))
+    if precision == "bf16":
+        return SPACING["bf16"] * size
+    decades, spacing = {"first": 7, "second": 8}[which], np.empty_like(size)
+    for at in range(0, size.shape[1], 256):
+        block = size[:, at : at + 256]
+        largest = np.maximum(block.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        share = np.maximum(block / largest, 10.0**-decades)
+        i = np.clip(np.floor(np.log10(share) + 1e-6) + decades, 0, decades - 1)
+        spacing[:, at : at + 256] = largest * 9.0 * 10.0 ** (i - decades) / 2.0**i
+    return spacing
+
+
 def product_bound(X: Array, weight: Array, bias: Array, dtype: str) -> Array:
     """Largest error of each element of ``X W' + b`` in `dtype`, whatever the order of its sums.
 

@@ -111,7 +111,9 @@ struct LatentRows {
 struct MatrixUpdate {
   int optimizer = 0;  // place in OptimizerSteps
   OptimizerConstants constants = {};
-  Tensor first, second;  // moments, as many as it has
+  // Moments, as many as it has: of the matrix's type, or in few bits (math/moments.h), bf16 or u8.
+  Tensor first, second;
+  Tensor first_scale, second_scale;  // of u8: [rows x blocks of columns]
 };
 
 struct LatentUpdate {

@@ -183,6 +183,7 @@ const char* dtype_name(DType dtype) {
   if (dtype == DType::bf16) return "bfloat16";
   if (dtype == DType::i32) return "int32";
   if (dtype == DType::f16) return "float16";
+  if (dtype == DType::u8) return "uint8";
   return dtype == DType::f32 ? "float32" : "float64";
 }
 

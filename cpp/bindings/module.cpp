@@ -148,15 +148,17 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
     take_layers(c, model);
   else
     model.sparse_code = sparse_code_from(c);
-  OptimizerSpec optimizer{name,          real("learning_rate"), real("momentum"),
-                          real("beta1"), real("beta2"),         real("epsilon")};
-  optimizer.max_gradient_norm = option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity);
+  const double longest = option<std::optional<double>>(c, "max_grad_norm").value_or(kInfinity);
   const auto total_steps = option<std::optional<std::int64_t>>(c, "lr_total_steps");
   const auto decay_steps = option<std::optional<std::int64_t>>(c, "lr_decay_steps");
-  optimizer.schedule = {word("lr_schedule"),     whole("lr_warm_up"),
-                        total_steps.value_or(0), real("lr_final"),
-                        whole("lr_step_size"),   real("lr_gamma"),
-                        decay_steps.value_or(0), option<std::optional<double>>(c, "lr_start").value_or(-1)};
+  const Schedule schedule{word("lr_schedule"),     whole("lr_warm_up"),
+                          total_steps.value_or(0), real("lr_final"),
+                          whole("lr_step_size"),   real("lr_gamma"),
+                          decay_steps.value_or(0), option<std::optional<double>>(c, "lr_start").value_or(-1)};
+  const std::string kept = c.contains("state_precision") ? word("state_precision") : "full";
+  const OptimizerSpec optimizer{name,          real("learning_rate"), real("momentum"), real("beta1"),
+                                real("beta2"), real("epsilon"),       longest,          schedule,
+                                kept};
   const Precision precision = precision_from(word("precision"));
   py::gil_scoped_release release;
   return std::make_unique<Engine>(model, optimizer, make_backend(device, precision, check_signals),

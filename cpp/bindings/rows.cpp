@@ -142,7 +142,8 @@ std::int64_t first_row_outside(const Engine& engine, const DeviceArray& x, doubl
 
 }  // namespace
 
-py::dtype numpy_dtype(DType dtype) { return py::dtype(dtype_name(dtype)); }
+// NumPy has no bfloat16: its bits are integers there.
+py::dtype numpy_dtype(DType dtype) { return py::dtype(dtype == DType::bf16 ? "uint16" : dtype_name(dtype)); }
 
 RowSource rows_of(const char* name, const Backend& backend, const Rows& rows, std::int64_t cols) {
   if (const auto* x = std::get_if<DeviceArray>(&rows)) {

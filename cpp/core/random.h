@@ -10,27 +10,34 @@
 namespace fastsae {
 
 // What numbers are for.
-enum class Stream : std::uint32_t { corruption = 1, code = 2, direction = 3, neighbour = 4 };
+enum class Stream : std::uint32_t { corruption = 1, code = 2, direction = 3, neighbour = 4, rounding = 5 };
 
 struct Random4 {
   std::uint32_t word[4];
 };
 
+// A word of 32 bits is the lower half of what holds it: vectors of a CPU multiply where they are as wide as the product.
+#if defined(__CUDA_ARCH__)
+using PhiloxWord = std::uint32_t;
+#else
+using PhiloxWord = std::uint64_t;
+#endif
+
 FS_HD Random4 philox(Random4 counter, std::uint32_t key0, std::uint32_t key1) {
-  std::uint32_t a = counter.word[0], b = counter.word[1], c = counter.word[2], d = counter.word[3];
+  constexpr std::uint64_t low = 0xFFFFFFFFu;
+  PhiloxWord a = counter.word[0], b = counter.word[1], c = counter.word[2], d = counter.word[3];
   FS_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t left = std::uint64_t{0xD2511F53u} * a, right = std::uint64_t{0xCD9E8D57u} * c;
-    const std::uint32_t next_a = static_cast<std::uint32_t>(right >> 32) ^ b ^ key0;
-    const std::uint32_t next_c = static_cast<std::uint32_t>(left >> 32) ^ d ^ key1;
-    b = static_cast<std::uint32_t>(right);
-    d = static_cast<std::uint32_t>(left);
-    a = next_a;
-    c = next_c;
+    const std::uint64_t left = 0xD2511F53u * (a & low), right = 0xCD9E8D57u * (c & low);
+    a = static_cast<PhiloxWord>(right >> 32) ^ b ^ key0;
+    c = static_cast<PhiloxWord>(left >> 32) ^ d ^ key1;
+    b = static_cast<PhiloxWord>(right);
+    d = static_cast<PhiloxWord>(left);
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return {{a, b, c, d}};
+  return {{static_cast<std::uint32_t>(a), static_cast<std::uint32_t>(b), static_cast<std::uint32_t>(c),
+           static_cast<std::uint32_t>(d)}};
 }
 
 // Four numbers for a row of the data set and a column. Seed and epoch are whole and below 2^32, a row below 2^52.

@@ -8,14 +8,17 @@
 
 namespace fastsae {
 
-// Models compute in f32 or f64; bf16 and f16 rows may come in, and i32 numbers columns.
-enum class DType : std::uint8_t { f32, f64, bf16, f16, i32 };
+// Models compute in f32 or f64; bf16 and f16 rows may come in, i32 numbers columns, and bf16 and u8 keep moments.
+enum class DType : std::uint8_t { f32, f64, bf16, f16, i32, u8 };
 
 template <class S>
 inline constexpr DType dtype_of = sizeof(S) == 4 ? DType::f32 : DType::f64;
 
 constexpr std::size_t size_of(DType dtype) {
-  return dtype == DType::f64 ? 8 : dtype == DType::bf16 || dtype == DType::f16 ? 2 : 4;
+  return dtype == DType::f64                           ? 8
+         : dtype == DType::bf16 || dtype == DType::f16 ? 2
+         : dtype == DType::u8                          ? 1
+                                                       : 4;
 }
 
 // The typed form that kernels hold.

@@ -7,6 +7,7 @@
 
 #include "cpu/float_mode.h"
 #include "cpu/levels.h"
+#include "cpu/moments.h"
 #include "cpu/pool.h"
 #include "cpu/vectors.h"
 #include "kernels/list.h"
@@ -198,7 +199,7 @@ struct Write {
   }
 };
 
-template <class S, class Step>
+template <class S, class Step, class Kept>
 struct UpdateRows {
   Gather<S> gather;
   Gradient<S> buffer;
@@ -213,20 +214,42 @@ struct UpdateRows {
     for (std::int64_t latent = latents.begin; latent < latents.end; ++latent) {
       gather(latent, segment, g);
       if (rows.project) gather.project(latent, g.decoder);
-      step(latent, rows.encoder, update.encoder, encoder_scalars, g.encoder);
-      step(latent, rows.decoder, update.decoder, decoder_scalars, g.decoder);
+      step(latent, rows.encoder, update.encoder, encoder_scalars, g.encoder, moment_row(latent, false));
+      step(latent, rows.decoder, update.decoder, decoder_scalars, g.decoder, moment_row(latent, true));
       if (update.unit_norm) normalize(rows.decoder.as<S>() + latent * rows.decoder.stride, rows.decoder.cols);
     }
   }
 
   [[gnu::always_inline]] inline void step(std::int64_t latent, const Tensor& value, const MatrixUpdate& how,
                                           const typename Step::template Scalars<S>& scalars,
-                                          const S* __restrict gradient) const {
+                                          const S* __restrict gradient, double drawn_row) const {
     S* __restrict p = value.as<S>() + latent * value.stride;
-    S* __restrict m = Step::moments > 0 ? how.first.as<S>() + latent * how.first.stride : nullptr;
-    S* __restrict v = Step::moments > 1 ? how.second.as<S>() + latent * how.second.stride : nullptr;
+    if constexpr (std::is_same_v<Kept, WholeMoments>) {
+      S* m = Step::moments > 0 ? how.first.as<S>() + latent * how.first.stride : nullptr;
+      S* v = Step::moments > 1 ? how.second.as<S>() + latent * how.second.stride : nullptr;
+      take(p, gradient, m, v, value.cols, scalars);
+    } else {
+      alignas(64) S m[kMomentBlock], v[kMomentBlock];
+      DrawnWords drawn;
+      const Kept first{how.first, how.first_scale}, second{how.second, how.second_scale};
+      for (std::int64_t begin = 0; begin < value.cols; begin += kMomentBlock) {
+        const std::int64_t count = std::min(value.cols - begin, kMomentBlock), place = begin % kDrawnColumns;
+        if (place == 0) drawn.draw(*update.step, drawn_row, begin, value.cols);
+        first.template load<false>(latent, begin, count, m);
+        if constexpr (Step::moments > 1) second.template load<true>(latent, begin, count, v);
+        take(p + begin, gradient + begin, m, v, count, scalars);
+        first.template keep<false>(latent, begin, count, m, drawn.words + place);
+        if constexpr (Step::moments > 1)
+          second.template keep<true>(latent, begin, count, v, drawn.words + place);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] inline void take(S* __restrict p, const S* __restrict gradient, S* __restrict m,
+                                          S* __restrict v, std::int64_t cols,
+                                          const typename Step::template Scalars<S>& scalars) const {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < value.cols; ++i) {
+    for (std::int64_t i = 0; i < cols; ++i) {
       S unused = S(0);
       S& first = Step::moments > 0 ? m[i] : unused;
       S& second = Step::moments > 1 ? v[i] : unused;
@@ -269,14 +292,14 @@ void sum_segments(const LatentRows& rows, const Parallel& parallel) {
   parallel(count, task);
 }
 
-template <class S, class Step>
+template <class S, class Step, class Kept>
 void update_with(const LatentRows& rows, const LatentUpdate& update, Scratch& scratch,
                  const Parallel& parallel) {
   const auto encoder = Step::template at_step<S>(update.encoder.constants, *update.step);
   const auto decoder = Step::template at_step<S>(update.decoder.constants, *update.step);
   const S scale = static_cast<S>(update.log->gradient_scale);
   each_share<S>(rows, scratch, parallel, [&](const Gradient<S>& buffer) {
-    return UpdateRows<S, Step>{{rows}, buffer, update, encoder, decoder, scale};
+    return UpdateRows<S, Step, Kept>{{rows}, buffer, update, encoder, decoder, scale};
   });
 }
 
@@ -308,8 +331,15 @@ void update_latents(const LatentRows& rows, const LatentUpdate& update, Scratch&
   for_each_type(OptimizerSteps{}, [&](auto* step) {
     using Step = std::remove_pointer_t<decltype(step)>;
     if (place++ != update.encoder.optimizer) return;
-    with_scalar(rows.encoder.dtype,
-                [&](auto s) { update_with<decltype(s), Step>(rows, update, scratch, parallel); });
+    with_scalar(rows.encoder.dtype, [&](auto s) {
+      using S = decltype(s);
+      if constexpr (Step::has_brief_moments)
+        with_moments<S>(update.encoder.first.dtype, [&](auto* kept) {
+          update_with<S, Step, std::remove_pointer_t<decltype(kept)>>(rows, update, scratch, parallel);
+        });
+      else
+        update_with<S, Step, WholeMoments>(rows, update, scratch, parallel);
+    });
   });
 }
 

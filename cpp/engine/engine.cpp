@@ -171,6 +171,7 @@ StepScalars Engine::scalars_of(double total, double rho_hat_decay, std::int64_t 
   scalars.rho_hat_decay = rho_hat_decay;
   scalars.seed = static_cast<double>(noise_seed_);
   scalars.epoch = static_cast<double>(epoch_);
+  scalars.step = static_cast<double>(step);
   scalars.penalty_share = 1;
   optimizer_.set_scalars(scalars, step);
   model_->set_step(scalars, step);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/error.h"
 #include "kernels/list.h"
+#include "math/moments.h"
 
 namespace fastsae {
 namespace {
@@ -42,6 +44,15 @@ double Schedule::average_share(std::int64_t step) const {
   return 1 / (risen + t - w);
 }
 
+DType Optimizer::kept_as(DType full) const {
+  const std::string& name = spec_.state_precision;
+  FS_REQUIRE(name == "full" || name == "bf16" || name == "8bit",
+             "state_precision: expected 'full', 'bf16' or '8bit', got '", name, "'");
+  FS_REQUIRE(name == "full" || !averages(), "state_precision: '", spec_.name,
+             "' keeps a parameter, no moment");
+  return name == "full" ? full : name == "bf16" ? DType::bf16 : DType::u8;
+}
+
 void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list) {
   int moments = 0;
   with_named<OptimizerSteps>("optimizer", step_name(spec_.name), [&](auto step) { moments = step.moments; });
@@ -51,9 +62,15 @@ void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector
     for (const Arena::Named& named : parameters.tensors()) {
       if (&named.tensor == parameter.value) name = named.name;
     }
+    const DType kept = parameter.by_model ? kept_as(p.dtype) : p.dtype;
+    const auto declare = [&](const char* which, Tensor*& moment, Tensor*& scale) {
+      moment = &state.declare(text(which, "_moment.", name), p.rows, p.cols, kept);
+      const std::int64_t blocks = (p.cols + kMomentBlock - 1) / kMomentBlock;
+      if (kept == DType::u8) scale = &state.declare(text(which, "_scale.", name), p.rows, blocks, p.dtype);
+    };
     Moments made;
-    if (moments >= 1) made.first = &state.declare("first_moment." + name, p.rows, p.cols, p.dtype);
-    if (moments >= 2) made.second = &state.declare("second_moment." + name, p.rows, p.cols, p.dtype);
+    if (moments >= 1) declare("first", made.first, made.first_scale);
+    if (moments >= 2) declare("second", made.second, made.second_scale);
     moments_.push_back(made);
   }
 }
@@ -88,9 +105,10 @@ std::vector<MatrixUpdate> Optimizer::updates_by_model(const std::vector<Paramete
   std::vector<MatrixUpdate> updates;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (!parameters[i].by_model) continue;
-    const auto [first, second] = moments_[i];
-    updates.push_back({kind, constants(parameters[i]), first == nullptr ? Tensor{} : *first,
-                       second == nullptr ? Tensor{} : *second});
+    const auto of = [](const Tensor* tensor) { return tensor == nullptr ? Tensor{} : *tensor; };
+    const Moments& kept = moments_[i];
+    updates.push_back({kind, constants(parameters[i]), of(kept.first), of(kept.second), of(kept.first_scale),
+                       of(kept.second_scale)});
   }
   return updates;
 }
@@ -110,21 +128,19 @@ void Optimizer::average(const std::vector<Parameter>& parameters) {
 }
 
 Kernel Optimizer::update(const Parameter& parameter, std::size_t index, const StepMemory& memory) const {
-  const auto [first, second] = moments_[index];
+  const Tensor *first = moments_[index].first, *second = moments_[index].second;
   const OptimizerConstants constants = this->constants(parameter);
   Kernel kernel{};
-  with_named<OptimizerSteps>(
-      "optimizer", step_name(spec_.name), [&, first = first, second = second](auto kind) {
-        with_scalar(parameter.value->dtype, [&](auto s) {
-          using S = decltype(s);
-          const auto moment = [](const Tensor* tensor) {
-            return tensor != nullptr ? tensor->view<S>() : View<S>{};
-          };
-          kernel =
-              as_kernel(Update<S, decltype(kind)>{parameter.gradient->view<const S>(), moment(first),
-                                                  moment(second), constants, memory.scalars, memory.log});
-        });
-      });
+  with_named<OptimizerSteps>("optimizer", step_name(spec_.name), [&](auto kind) {
+    with_scalar(parameter.value->dtype, [&](auto s) {
+      using S = decltype(s);
+      const auto moment = [](const Tensor* tensor) {
+        return tensor != nullptr ? tensor->view<S>() : View<S>{};
+      };
+      kernel = as_kernel(Update<S, decltype(kind)>{parameter.gradient->view<const S>(), moment(first),
+                                                   moment(second), constants, memory.scalars, memory.log});
+    });
+  });
   return kernel;
 }
 

@@ -33,13 +33,15 @@ struct OptimizerSpec {
   double learning_rate, momentum, beta1, beta2, epsilon;
   double max_gradient_norm = std::numeric_limits<double>::infinity();
   Schedule schedule = {};
+  std::string state_precision = "full";  // or bf16, 8bit: of the parameters that the model updates itself
 };
 
 class Optimizer {
  public:
   Optimizer(const OptimizerSpec& spec, Backend& backend) : spec_(spec), backend_(backend) {}
 
-  // Moments named first_moment.NAME and second_moment.NAME, for as many as the optimiser has.
+  // Moments named first_moment.NAME and second_moment.NAME, for as many as the optimiser has; of 8 bits also
+  // first_scale.NAME and second_scale.NAME.
   void declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list);
   // What the update of step number `step`, which counts from 1, takes from the host.
   void set_scalars(StepScalars& scalars, std::int64_t step) const;
@@ -63,10 +65,12 @@ class Optimizer {
 
  private:
   struct Moments {
-    Tensor* first = nullptr;
-    Tensor* second = nullptr;
+    Tensor *first = nullptr, *second = nullptr;
+    Tensor *first_scale = nullptr, *second_scale = nullptr;  // of 8 bits
   };
   OptimizerConstants constants(const Parameter& parameter) const;
+  // The type of the moments of a parameter that the model updates itself.
+  DType kept_as(DType full) const;
 
   OptimizerSpec spec_;
   Backend& backend_;

@@ -15,6 +15,7 @@ struct StepScalars {
   double total;              // total weight of the batch
   double seed;               // of the noise
   double epoch;              // noise is fresh in each
+  double step;               // its number, from 1
   double max_gradient_norm;  // a longer gradient is scaled down to it
   double penalty_share;      // of a sparse code's penalty, which may warm up
 };

@@ -1,4 +1,4 @@
-// The short formats that factors of products are rounded to.
+// The short formats that factors of products and moments are rounded to.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,13 @@ struct Bf16 {
     FloatBits wide;
     wide.bits = static_cast<std::uint32_t>(bits) << 16;
     return wide.value;
+  }
+  // Up with `chance` of 2^16 against what is cut off; at most the largest finite number.
+  FS_HD static Bf16 round_by_chance(float value, std::uint32_t chance) {
+    FloatBits wide;
+    wide.value = value;
+    const std::uint32_t size = wide.bits & 0x7fffffffu, sign = wide.bits & 0x80000000u;
+    return {static_cast<std::uint16_t>((sign | ((size < 0x7f7f0000u ? size : 0x7f7f0000u) + chance)) >> 16)};
   }
   // To nearest, ties to even; a NaN stays one.
   FS_HD static Bf16 round(float value) {

@@ -15,6 +15,7 @@ struct OptimizerConstants {
 struct SgdStep {
   static constexpr const char* name = "sgd";
   static constexpr int moments = 0;
+  static constexpr bool has_brief_moments = false;
   template <class S>
   struct Scalars {
     S rate;
@@ -31,6 +32,7 @@ struct SgdStep {
 
 struct MomentumScalars {
   static constexpr int moments = 1;
+  static constexpr bool has_brief_moments = true;  // whether they can be kept in few bits
   template <class S>
   struct Scalars {
     S rate, momentum;
@@ -62,6 +64,7 @@ struct NesterovStep : MomentumScalars {
 struct AdamStep {
   static constexpr const char* name = "adam";
   static constexpr int moments = 2;
+  static constexpr bool has_brief_moments = true;
   template <class S>
   struct Scalars {
     S rate;             // learning rate / (1 - beta1^t)
@@ -90,6 +93,7 @@ struct AdamStep {
 struct SignSgdStep {
   static constexpr const char* name = "sign_sgd";
   static constexpr int moments = 1;
+  static constexpr bool has_brief_moments = false;  // z is where the parameter is
   template <class S>
   struct Scalars {
     S rate;

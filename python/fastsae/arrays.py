@@ -67,8 +67,15 @@ def cast(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     """Real numbers as another type; one that is too large becomes infinite."""
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
+    if dtype.kind == "u" and array.dtype != dtype:
+        raise ValueError(f"{name}: expected an array of {dtype}, which are bits, got dtype {array.dtype}")
     with np.errstate(over="ignore"):  # a number too large becomes infinite, which is refused later
         return array.astype(dtype)
+
+
+def numbers_of(stored: Array) -> Array:
+    """The numbers that a tensor of an engine holds: uint16 are bits of bfloat16, which NumPy has not."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
 
 
 def as_weights(value: Any, n_rows: int) -> NDArray[np.float64] | None:

@@ -19,6 +19,7 @@ from safetensors.numpy import save as to_safetensors
 from sklearn.base import clone
 
 from fastsae._core import DeviceError
+from fastsae.arrays import numbers_of
 from fastsae.checks import check_choice, check_integer
 from fastsae.config import Config
 from fastsae.engine import Engine
@@ -378,8 +379,9 @@ def _stored(file: Any, name: str, like: NDArray[Any]) -> NDArray[Any]:
         raise ValueError(f"tensor {name!r}: unknown dtype: {error}") from None
     if value.dtype != like.dtype or value.shape != like.shape:
         raise ValueError(f"tensor {name!r}: expected {like.dtype} {like.shape}, got {value.dtype} {value.shape}")
-    if not np.isfinite(value).all():
+    numbers = numbers_of(value)
+    if not np.isfinite(numbers).all():
         raise ValueError(f"tensor {name!r} holds NaN or infinity")
-    if name.startswith("second_moment.") and (value < 0).any():
-        raise ValueError(f"tensor {name!r}: a second moment cannot be negative")
+    if name.startswith(("second_moment.", "first_scale.", "second_scale.")) and (numbers < 0).any():
+        raise ValueError(f"tensor {name!r}: a second moment or a scale cannot be negative")
     return value

@@ -97,6 +97,10 @@ lr_step_size, lr_gamma, max_grad_norm
         Steps between two entries of `step_history_`.
     shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, dtype, precision, device, random_state
         As for :class:`fastsae.SparseAutoencoder`.
+    state_precision : {"full", "bf16", "8bit"}
+        How the optimiser's moments of W_enc and W_dec are kept between steps: in `dtype`, in bfloat16, or in 8 bits,
+        rounded by chance; see :class:`fastsae.SparseCodeConfig`. It is for large dictionaries: with ``solver="adam"``
+        and float32 each weight takes 12, 8 or 6.03 bytes. Not for ``sgd`` and ``sign_sgd``.
     scale : {"zscore", "minmax", "mean_norm", "mean_square_norm", "row_norm", "layer_norm"} or None
         What is done to rows before the model sees them; see :mod:`fastsae.scaling`. "auto" is ``mean_norm`` where
         penalties and thresholds have units, as of JumpReLU, Gated and L1, else None. `inverse_transform` needs a scale
@@ -176,6 +180,7 @@ lr_step_size, lr_gamma, max_grad_norm
     scale: str | None = AUTO
     dtype: str = SparseCodeConfig.dtype
     precision: str = SparseCodeConfig.precision
+    state_precision: str = SparseCodeConfig.state_precision
     device: str = "auto"
     random_state: Any = None
     checkpoint: str | os.PathLike[str] | None = None

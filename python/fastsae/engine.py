@@ -25,6 +25,7 @@ from fastsae.arrays import (
     device_rows,
     is_elsewhere,
     is_of,
+    numbers_of,
     rows_for,
     target_for,
 )
@@ -460,7 +461,11 @@ class Engine:
         return [name for name in self.names() if not name.startswith("gradient.")]
 
     def get(self, name: str) -> Array:
-        """A copy of a tensor; vectors are 1-D."""
+        """A copy of a tensor; vectors are 1-D.
+
+        Moments in few bits are as they are kept: bits of bfloat16 as uint16, or codes as uint8 beside the scales of
+        their blocks, ``first_scale.W_enc``; :mod:`fastsae.reference.moments` says what numbers they are.
+        """
         value = self._core.get(name)
         return value if name.rpartition(".")[2].startswith("W") else value.reshape(-1)
 
@@ -479,7 +484,7 @@ class Engine:
                 raise ValueError(f"{name}: expected shape {current.shape}, got {array.shape}")
             array = array.reshape(current.shape)
         array = np.ascontiguousarray(cast(name, array, current.dtype))
-        if not np.isfinite(array).all():
+        if not np.isfinite(numbers_of(array)).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         self._core.set(name, array)
 

@@ -16,6 +16,9 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "sign_sgd")
 AVERAGING = ("sign_sgd",)
 DTYPES = ("float32", "float64")
 PRECISIONS = ("full", "tf32", "bf16")
+STATE_PRECISIONS = ("full", "bf16", "8bit")
+#: The optimisers whose states are moments, which may be rounded.
+ROUNDED = ("momentum", "nesterov", "adam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,16 @@ def check_precision(precision: object, dtype: str) -> None:
     check_choice("precision", precision, PRECISIONS)
     if precision != "full" and dtype != "float32":
         raise ValueError(f"precision={precision!r} needs dtype='float32', got {dtype!r}")
+
+
+def check_state_precision(state_precision: object, optimizer: str) -> None:
+    """Raise ValueError unless moments can be kept so, and `optimizer` has some."""
+    check_choice("state_precision", state_precision, STATE_PRECISIONS)
+    if state_precision != "full" and optimizer not in ROUNDED:
+        why = "keeps a parameter, no moment" if optimizer == "sign_sgd" else "keeps nothing"
+        raise ValueError(
+            f"state_precision={state_precision!r} needs optimizer={', '.join(map(repr, ROUNDED))}; {optimizer!r} {why}"
+        )
 
 
 def plain(value: Any) -> Any:

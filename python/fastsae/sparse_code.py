@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastsae.checks import check_bool, check_choice, check_integer, check_real
-from fastsae.optimizer import OptimizerConfig, plain
+from fastsae.optimizer import OptimizerConfig, check_state_precision, plain
 
 ACTIVATIONS = ("topk", "batch_topk", "jump_relu", "gated", "relu")
 #: Those that keep the largest, and have AuxK.
@@ -152,6 +152,15 @@ class SparseCodeConfig(OptimizerConfig):
     threshold_start : float or None
         Its first value, >= 0; None means the smallest code that the first step keeps.
 
+    state_precision : {"full", "bf16", "8bit"}
+        How the optimiser's moments of W_enc and W_dec are kept between steps: in `dtype`; in bfloat16; or in 8 bits, as
+        shares in the largest one of each 256 columns of a row, by the dynamic tree of Dettmers et al. ("8-bit
+        optimizers via block-wise quantization", 2022). They are rounded up or down by chance, so that their mean is
+        right, with numbers that depend on the seed and the step alone; :mod:`fastsae.reference.moments` has the
+        formulas. Adam then keeps, for each weight, 8, 4 or 2.03 bytes beside a float32. A step takes the moments before
+        they are rounded. For ``momentum``, ``nesterov`` and ``adam``: ``sgd`` keeps nothing, and ``sign_sgd`` keeps
+        where its steps have led, to which each step adds less than what rounding would.
+
     The optimiser's options, all by keyword, are those of :class:`fastsae.optimizer.OptimizerConfig`. There is no weight
     decay, so ``adamw`` is refused.
 
@@ -194,6 +203,7 @@ class SparseCodeConfig(OptimizerConfig):
     dead_after: int | None = 10_000_000
     threshold_decay: float = 0.999
     threshold_start: float | None = None
+    state_precision: str = "full"
 
     @property
     def output_width(self) -> int:
@@ -285,6 +295,7 @@ class SparseCodeConfig(OptimizerConfig):
         self._validate_optimizer()
         if self.optimizer == "adamw":
             raise ValueError("optimizer: 'adamw' is 'adam' with weight decay, which a sparse code has not; got 'adamw'")
+        check_state_precision(self.state_precision, self.optimizer)
 
     def _validate_outputs(self) -> None:
         if self.n_outputs is not None:

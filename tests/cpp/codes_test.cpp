@@ -215,6 +215,63 @@ void latents_with_long_lists(Devices& devices) {
         "latents: gradients");
 }
 
+// Rows of several blocks, and of more columns than one draw is for: the same codes and scales after some steps.
+void updates_of_moments_in_few_bits(Devices& devices, DType kept, int optimizer) {
+  constexpr std::int64_t latents = 9, features = 1300, outputs = 300, steps = 4;
+  const std::string name = text(kept == DType::u8 ? "8 bits" : "bf16", ", optimizer ", optimizer);
+  const auto blocks = [](std::int64_t cols) { return (cols + 255) / 256; };
+  struct Side {
+    Matrix<double> encoder = Matrix<double>::of_numbers(latents, features, 1),
+                   decoder = Matrix<double>::of_numbers(latents, outputs, 2);
+    std::vector<std::vector<std::uint16_t>> moments;
+    std::vector<Matrix<double>> scales;
+  };
+  Side sides[2];
+  auto encoder_gradient = Matrix<double>::of_numbers(latents, features, 3),
+       decoder_gradient = Matrix<double>::of_numbers(latents, outputs, 4);
+  for (double& g : encoder_gradient.values) g = g * g * g * g * g;  // over many decades
+  for (std::int64_t col = 0; col < 256; ++col) encoder_gradient.values[col] = 0;
+  StepScalars scalars{};
+  scalars.learning_rate = scalars.adam_rate = 0.01;
+  scalars.root_correction = 2;
+  scalars.seed = 77;
+  StepLog log{};
+  log.gradient_scale = 0.5;
+  for (const int which : {0, 1}) {
+    Backend& backend = which == 0 ? *devices.serial : *devices.cpu;
+    Side& side = sides[which];
+    const auto update_of = [&](std::int64_t cols) {
+      MatrixUpdate update{optimizer, {0.9, 0.9, 0.99, 1e-8, 0}, {}, {}, {}, {}};
+      for (Tensor* moment : {&update.first, &update.second}) {
+        side.moments.emplace_back(static_cast<std::size_t>(latents * cols));
+        *moment = {side.moments.back().data(), latents, cols, cols, kept};
+      }
+      for (Tensor* scale : {&update.first_scale, &update.second_scale}) {
+        side.scales.emplace_back(latents, blocks(cols));
+        *scale = side.scales.back().tensor();
+      }
+      return update;
+    };
+    LatentRows all{};
+    all.encoder_gradient = encoder_gradient.tensor(), all.decoder_gradient = decoder_gradient.tensor();
+    all.encoder = side.encoder.tensor(), all.decoder = side.decoder.tensor();
+    const LatentUpdate update{update_of(features), update_of(outputs), true, &scalars, &log};
+    for (std::int64_t step = 1; step <= steps; ++step) {
+      scalars.step = static_cast<double>(step);
+      backend.update_latents(all, update);
+      backend.finish();
+    }
+  }
+  check(close(sides[0].encoder, sides[1].encoder) && close(sides[0].decoder, sides[1].decoder),
+        name + ": rows");
+  std::size_t some = 0;
+  for (const std::uint16_t bits : sides[1].moments[0]) some += bits != 0;
+  check(sides[0].moments == sides[1].moments && some > 100, name + ": moments");
+  bool scales = true;
+  for (std::size_t i = 0; i < 4; ++i) scales = scales && close(sides[0].scales[i], sides[1].scales[i]);
+  check(scales && (kept != DType::u8 || sides[1].scales[0].values[1] > 0), name + ": scales");
+}
+
 }  // namespace
 
 int main() {
@@ -222,5 +279,8 @@ int main() {
   selections<float>(devices);
   selections<double>(devices);
   latents_with_long_lists(devices);
+  for (const DType kept : {DType::bf16, DType::u8}) {
+    for (const int optimizer : {1, 2, 3}) updates_of_moments_in_few_bits(devices, kept, optimizer);
+  }
   return verdict("codes");
 }

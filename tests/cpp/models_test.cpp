@@ -87,12 +87,15 @@ struct Problem {
   std::string name;
   ModelSpec spec;
   bool targets = false, numbers = false;
+  std::string state_precision = "full";
 };
 
 std::unique_ptr<Engine> engine_of(const ModelSpec& spec, std::unique_ptr<Backend> backend,
-                                  std::int64_t full_batch_rows = 0) {
+                                  std::int64_t full_batch_rows = 0,
+                                  const std::string& state_precision = "full") {
   // A rate and a scale of the gradient that change from step to step, recorded or not.
-  const OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05, {"cosine", 3, 10, 0.2}};
+  OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05, {"cosine", 3, 10, 0.2}};
+  optimizer.state_precision = state_precision;
   auto engine = std::make_unique<Engine>(spec, optimizer, std::move(backend), full_batch_rows);
   std::uint32_t seed = 7;
   for (const std::string& name : engine->names()) {
@@ -180,8 +183,8 @@ void same_inference(const Problem& problem, const Engine& a, const Engine& b, co
 
 void trains_as_the_cpu(const Problem& problem) {
   const Data data(problem.spec);
-  const auto serial = engine_of(problem.spec, cuda::serial_device());
-  const auto cpu = engine_of(problem.spec, cpu_device());
+  const auto serial = engine_of(problem.spec, cuda::serial_device(), 0, problem.state_precision);
+  const auto cpu = engine_of(problem.spec, cpu_device(), 0, problem.state_precision);
   for (Engine* engine : {serial.get(), cpu.get()}) {
     for (int epoch = 0; epoch < 3; ++epoch) {
       engine->set_epoch(epoch);
@@ -198,11 +201,13 @@ void trains_as_the_cpu(const Problem& problem) {
   check(close(serial->metrics().sums.loss(), cpu->metrics().sums.loss()), problem.name + ": metrics");
   same_inference(problem, *serial, *cpu, data);
   // In chunks, which share their means.
-  const auto chunks = engine_of(problem.spec, cuda::serial_device(), whole ? 0 : 17);
+  const auto chunks = engine_of(problem.spec, cuda::serial_device(), whole ? 0 : 17, problem.state_precision);
   for (const std::string& name : cpu->names()) {
     if (whole && name.rfind("gradient", 0) == 0) continue;
-    const std::vector<double> values = values_of(*cpu, name);
-    chunks->write(name, values.data());
+    const Tensor tensor = cpu->tensor(name);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(tensor.rows) * tensor.row_bytes());
+    cpu->read(name, bytes.data());
+    chunks->write(name, bytes.data());
   }
   chunks->set_steps(cpu->steps());
   for (Engine* engine : {chunks.get(), cpu.get()}) engine->set_epoch(9);
@@ -315,6 +320,7 @@ struct Sparse {
   double k = 3;
   std::function<void(SparseCodeSpec&)> change = [](SparseCodeSpec&) {};
   std::int64_t outputs = 11;
+  const char* state_precision = "full";
 };
 
 Problem sparse(const Sparse& of) {
@@ -324,6 +330,7 @@ Problem sparse(const Sparse& of) {
   of.change(code);
   problem.spec.n_outputs = of.outputs;
   problem.targets = of.outputs != 11;
+  problem.state_precision = of.state_precision;
   return problem;
 }
 
@@ -368,6 +375,10 @@ void every_sparse_code() {
       {"jump_relu, rows", "jump_relu", 300, 3,
        [](SparseCodeSpec& code) { code.sparsity = "quadratic_rows", code.target_l0 = 5; }},
       {"gated", "gated"},
+      {"topk, moments in bf16", "topk", 40, 3, dead_soon, 11, "bf16"},
+      {"topk, moments in 8 bits", "topk", 40, 3, dead_soon, 11, "8bit"},
+      {"transcoder, moments in 8 bits", "topk", 40, 3, across, 6, "8bit"},
+      {"gated, moments in bf16", "gated", 40, 3, [](SparseCodeSpec&) {}, 11, "bf16"},
       {"gated, not detached", "gated", 40, 3, [](SparseCodeSpec& code) { code.gate_detached = false; }},
   };
   for (const Sparse& code : codes) trains_as_the_cpu(sparse(code));

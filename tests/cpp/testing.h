@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "math/low_precision.h"
 
 namespace fastsae {
 
@@ -124,15 +125,18 @@ inline ModelSpec sparse_model(DType dtype, std::int64_t features, std::int64_t l
 }
 
 inline std::vector<double> values_of(const Engine& engine, const std::string& name) {
+  const DType dtype = engine.tensor(name).dtype;
   const auto size = static_cast<std::size_t>(engine.tensor(name).size());
   std::vector<double> values(size);
-  if (engine.tensor(name).dtype == DType::f64) {
-    engine.read(name, values.data());
-  } else {
-    std::vector<float> floats(size);
-    engine.read(name, floats.data());
-    values.assign(floats.begin(), floats.end());
-  }
+  const auto read = [&](auto as, const auto& number) {
+    std::vector<decltype(as)> held(size);
+    engine.read(name, held.data());
+    for (std::size_t i = 0; i < size; ++i) values[i] = static_cast<double>(number(held[i]));
+  };
+  if (dtype == DType::f64) engine.read(name, values.data());
+  if (dtype == DType::f32) read(float{}, [](float x) { return x; });
+  if (dtype == DType::bf16) read(Bf16{}, [](Bf16 x) { return x.value(); });
+  if (dtype == DType::u8) read(std::uint8_t{}, [](std::uint8_t code) { return code; });
   return values;
 }
 

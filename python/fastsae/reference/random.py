@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastsae.reference.activations import Array
 
 #: What numbers are for.
-STREAMS = {"corruption": 1, "code": 2, "direction": 3, "neighbour": 4}
+STREAMS = {"corruption": 1, "code": 2, "direction": 3, "neighbour": 4, "rounding": 5}
 
 Words = NDArray[np.uint64]  # of 32 bits
 

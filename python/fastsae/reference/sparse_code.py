@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsae.reference.activations import Array
-from fastsae.reference.optimizers import StepScalars, clip_factor
+from fastsae.reference.moments import MATRICES, chances, kept
+from fastsae.reference.optimizers import Moments, StepScalars, clip_factor
 from fastsae.reference.parameters import Parameters
 from fastsae.reference.sparse_activations import directions, k_at, largest_of_batch, largest_of_rows, row_norms, window
 from fastsae.reference.sparse_losses import (
@@ -45,7 +46,8 @@ class SparseCode(Parameters):
         ``W_enc [n, d]``, ``b_enc [n]``, ``W_dec [n, o]``, ``b_dec [o]``, and of some models ``threshold``, ``b_gate``,
         ``b_mag``, ``r_mag [n]``, ``W_skip [o, d]``; all zero at first.
     first_moment, second_moment : dict of str to array
-        State of the optimiser by parameter; empty where it keeps none.
+        State of the optimiser by parameter; empty where it keeps none. Of W_enc and W_dec what
+        ``config.state_precision`` leaves of it.
     rows_since_fired : array [n]
         Rows of the steps since each latent was last active.
     fired_rows : array [n]
@@ -57,6 +59,8 @@ class SparseCode(Parameters):
     monitor : array [6]
         Sums over the steps: rows, active elements of their codes, ``w_b |y^_b - y_b|^2``, ``w_b |y_b - ybar|^2`` with
         the mean of each batch, and of each batch ``sum w`` times its auxiliary loss and its weighted Omega.
+    noise_seed : int
+        Of the chances by which moments in few bits are rounded.
     steps : int
         Number of optimiser steps taken.
     total_steps : int or None
@@ -67,13 +71,13 @@ class SparseCode(Parameters):
 
     def __init__(self, config: SparseCodeConfig, dtype: str = "float64") -> None:
         config.validate()
+        self.noise_seed = self.steps = 0
         super().__init__(config, config.parameter_shapes, dtype)
         self.rows_since_fired = np.zeros(config.n_latents)
         self.fired_rows = np.zeros(config.n_latents)
         self.batch_threshold = -1.0 if config.threshold_start is None else float(config.threshold_start)
         self.data_variance = 1.0
         self.monitor = np.zeros(6)
-        self.steps = 0
         self.total_steps: int | None = None
 
     # Inference
@@ -165,6 +169,17 @@ class SparseCode(Parameters):
         if "threshold" in self.parameters:
             self.parameters["threshold"] = np.maximum(self.parameters["threshold"], 0.0)
         return parts
+
+    def _keep_moments(self, name: str, moments: Moments) -> None:
+        how = self.config.state_precision
+        if how != "full" and name in MATRICES:
+            n, columns = self.parameters[name].shape
+            drawn = chances(name, (n, columns), self.noise_seed, self.steps)
+            moments = tuple(
+                kept(moment, which, how, chance)
+                for moment, which, chance in zip(moments, ("first", "second"), drawn, strict=False)
+            )
+        super()._keep_moments(name, moments)
 
     def _track(self, batch: Batch, parts: Mapping[str, float], weight: float) -> None:
         """Who fired, what the monitor adds up, and the smallest code that was kept."""
