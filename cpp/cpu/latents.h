@@ -11,7 +11,7 @@ namespace fastsae::cpu {
 
 void select_dead(const DeadSelection& selection, Precision precision, Scratch& scratch,
                  const Parallel& parallel);
-bool collect(const Collection& collection, Scratch& scratch, const Parallel& parallel);
+void collect(const Collection& collection, Scratch& scratch, const Parallel& parallel);
 void sum_by_latent(const Code& code, const Tensor& sums);
 void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
                    const Tensor& fired, Scratch& scratch, const Parallel& parallel);

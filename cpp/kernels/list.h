@@ -88,7 +88,7 @@ using DenseCodeKernels =
     TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, CodeBiasGradient<S>, ForwardGate<S>,
              BackwardGate<S>, ExpOf<S>, CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
 using CodeScalarKernels =
-    TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
+    TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull, CountTile>;
 
 // clang-format off: a group on a line
 template <class S>

@@ -109,7 +109,11 @@ class SparseCode final : public Model {
   template <class S>
   void gated_tile(const Rows& part);
   bool collects() const;
-  bool collect_tile(const Rows& part, const Tensor& z);
+  void collect_tile(const Rows& part, const Tensor& z);
+  void decode_collected(const Rows& part);
+  template <class S>
+  void multiply_tile(const Rows& part);
+  void add_gradients(const Rows& part, const Tensor& code, const Tensor& delta, bool add);
   Code collected(const Selected& elements, std::int64_t rows) const;
   template <class S>
   void add_collected(std::int64_t rows);
@@ -152,7 +156,6 @@ class SparseCode final : public Model {
   Tensor *gate_errors_ = nullptr, *gain_ = nullptr, *pull_sums_ = nullptr;
   Tensor *near_sums_ = nullptr, *element_sums_ = nullptr;
   Selected main_, auxiliary_, near_;
-  std::int64_t dense_tiles_ = 0;  // of this step
   Tile tile_;
   LatentIndex index_;
   Tensor* index_parts_[6] = {};

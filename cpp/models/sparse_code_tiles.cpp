@@ -1,5 +1,6 @@
 // A step of ReLU, JumpReLU or Gated codes: a tile of rows x latents at a time, forward and backward while it is there.
 #include <algorithm>
+#include <functional>
 
 #include "models/sparse_code.h"
 
@@ -28,10 +29,14 @@ std::int64_t SparseCode::tile_rows(std::int64_t rows) const {
 
 void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
   const std::int64_t n = code_.latents, tile = tile_rows(rows);
-  const auto make = [&](const char* name) { return &scratch.declare(name, tile, n, spec_.dtype); };
+  // A gate writes its code beside what it is the kernel of, and no shadow.
+  const bool shadows = backend_.wants_shadows();
+  const auto make = [&](const char* name, bool shadowed = false) {
+    return &scratch.declare(name, tile, n, spec_.dtype, shadowed);
+  };
   tile_.z = make("tile_z");
-  tile_.code = make("tile_code");
-  tile_.delta = make("tile_delta");
+  tile_.code = make("tile_code", shadows && !is("gated"));
+  tile_.delta = make("tile_delta", shadows);
   forward_sums_ = &scratch.declare("forward_sums", ForwardSums::count, n, DType::f64);
   backward_sums_ =
       &scratch.declare("backward_sums", std::max(BackwardSums::count, GateSums::count), n, DType::f64);
@@ -41,7 +46,7 @@ void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
   tile_.opening = make("tile_opening");
   tile_.opening_slope = make("tile_opening_slope");
   gain_ = &scratch.declare("gain", 1, n, spec_.dtype);
-  gate_errors_ = &scratch.declare("gate_errors", tile, spec_.n_outputs, spec_.dtype);
+  gate_errors_ = &scratch.declare("gate_errors", tile, spec_.n_outputs, spec_.dtype, shadows);
   gate_sums_ = &scratch.declare("gate_sums", 1, spec_.n_outputs, DType::f64);
 }
 
@@ -57,7 +62,8 @@ void SparseCode::declare_collected(Arena& scratch, std::int64_t rows) {
 
 // Whether a tile with few elements goes on as a list of them. The penalty on dead latents looks at all of theirs.
 bool SparseCode::collects() const {
-  return !is("gated") && code_.latents >= kAboveShare && constants().pre_act_weight == 0;
+  return !is("gated") && code_.latents >= kAboveShare && constants().pre_act_weight == 0 &&
+         backend_.chooses();
 }
 
 // Whether the penalty is weighed by norms of the decoder's rows, and whether it has a gradient by them.
@@ -95,7 +101,6 @@ void SparseCode::accumulate_tiles(const Batch& batch) {
       backend_.map(*gain_, as_kernel(ExpOf<decltype(s)>{{}, w_.log_gain->as<decltype(s)>()}), {});
     });
   }
-  dense_tiles_ = 0;
   if (with_gradient_) backend_.fill(*backward_sums_, 0);
   for (std::int64_t first = 0; first < rows; first += tile) {
     const std::int64_t count = std::min(tile, rows - first);
@@ -129,19 +134,41 @@ void SparseCode::decode_tile(const Rows& part, const Tensor& code, const Tensor&
 template <class S>
 void SparseCode::thresholded_tile(const Rows& part) {
   const std::int64_t count = part.inputs.rows;
-  const Tensor z = tile_.z->slice_rows(0, count), code = tile_.code->slice_rows(0, count),
-               delta = tile_.delta->slice_rows(0, count);
+  const Tensor z = tile_.z->slice_rows(0, count), code = tile_.code->slice_rows(0, count);
   const Thresholded<S> how = thresholded<S>(part.weight);
   const Kernel forward = as_kernel(ForwardCode<S>{{}, how, z.view<S>()});
   backend_.product({part.inputs}, {*w_.encoder, true}, code, false, &forward,
                    {*forward_sums_, part.first > 0});
-  if (collect_tile(part, z)) return;
+  const auto as_list = [&] { decode_collected(part); };
+  const auto as_it_is = [&] { multiply_tile<S>(part); };
+  if (!collects()) return as_it_is();
+  collect_tile(part, z);
+  backend_.either(&sums()->listed, std::ref(as_list), std::ref(as_it_is));
+}
+
+// Goes on with a tile as it is written down.
+template <class S>
+void SparseCode::multiply_tile(const Rows& part) {
+  const std::int64_t count = part.inputs.rows;
+  const Tensor z = tile_.z->slice_rows(0, count), code = tile_.code->slice_rows(0, count),
+               delta = tile_.delta->slice_rows(0, count);
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   if (!with_gradient_) return;
-  const bool add = dense_tiles_++ > 0;
-  const Kernel backward = as_kernel(BackwardCode<S>{
-      {}, how, z.view<const S>(), penalty_weight(), constants().pre_act_weight, memory_.scalars});
-  backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, add});
+  const Kernel backward = as_kernel(BackwardCode<S>{{},
+                                                    thresholded<S>(part.weight),
+                                                    z.view<const S>(),
+                                                    penalty_weight(),
+                                                    constants().pre_act_weight,
+                                                    memory_.scalars});
+  backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, true});
+  if (!collects()) return add_gradients(part, code, delta, part.first > 0);
+  const auto more = [&] { add_gradients(part, code, delta, true); };
+  const auto first = [&] { add_gradients(part, code, delta, false); };
+  backend_.either(&sums()->dense_tiles, std::ref(more), std::ref(first));
+  scalar_pass(as_kernel(CountTile{{}, sums()}));
+}
+
+void SparseCode::add_gradients(const Rows& part, const Tensor& code, const Tensor& delta, bool add) {
   backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
   backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
 }
@@ -154,21 +181,21 @@ Code SparseCode::collected(const Selected& elements, std::int64_t rows) const {
   return {rows, shaped(*elements.starts, 1, rows + 1), 0, *elements.latents, *elements.values};
 }
 
-// Goes on with the elements of a tile that has few: what they decode to, and their slopes.
-bool SparseCode::collect_tile(const Rows& part, const Tensor& z) {
-  if (!collects()) return false;
+// Elements of a tile that has few become a list.
+void SparseCode::collect_tile(const Rows& part, const Tensor& z) {
   const std::int64_t rows = batch_.rows(), count = z.rows, n = code_.latents;
   const bool windowed = is("jump_relu");
   const Code above = collected(main_, rows), near = windowed ? collected(near_, rows) : Code{};
-  Collection all{z,
-                 w_.threshold == nullptr ? Tensor{} : *w_.threshold,
-                 windowed ? code_.bandwidth / 2 : 0,
-                 part.first,
-                 above,
-                 near,
-                 count * (n / kAboveShare),
-                 count * (n / kNearShare)};
-  if (!backend_.collect(all)) return false;
+  backend_.collect({z, w_.threshold == nullptr ? Tensor{} : *w_.threshold, windowed ? code_.bandwidth / 2 : 0,
+                    part.first, above, near, count * (n / kAboveShare), count * (n / kNearShare),
+                    &sums()->listed});
+}
+
+// Goes on with that: what it decodes to, and the slopes of its elements.
+void SparseCode::decode_collected(const Rows& part) {
+  const std::int64_t rows = batch_.rows(), count = part.inputs.rows;
+  const bool windowed = is("jump_relu");
+  const Code above = collected(main_, rows), near = windowed ? collected(near_, rows) : Code{};
   const auto of_tile = [&](Code code) {
     code.rows = count;
     code.starts = columns_of(code.starts, part.first, count + 1);
@@ -186,7 +213,6 @@ bool SparseCode::collect_tile(const Rows& part, const Tensor& z) {
     decoding.more_slopes = *near_.slopes;
   }
   backend_.decode(decoding);
-  return true;
 }
 
 // What the elements that were collected add to the gradient.
@@ -230,7 +256,7 @@ void SparseCode::gated_tile(const Rows& part) {
   decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
   decode_tile<S>(part, opening, {}, &sums()->gate_factor, gate_errors, part.gate_losses);
   if (!with_gradient_) return;
-  const bool add = dense_tiles_++ > 0;
+  const bool add = part.first > 0;
   backend_.product({gate_errors}, {*w_.decoder, true}, opening_slope, false, nullptr, {});
   const Kernel backward = as_kernel(BackwardGate<S>{
       {}, how, p.view<const S>(), opening_slope.view<const S>(), penalty_weight(), memory_.scalars});
