@@ -110,9 +110,9 @@ FS_HD Staged staged(const Rows& factor, const float* data) {
 // Where a member's elements are, after "Matrix Fragments for mma" of the PTX ISA; both instructions have the same
 // positions if inner ones count words.
 template <class Shape>
-struct Place {
+struct Fragment {
   int row, col, group, thread;  // row and col: of its warp's quarter
-  FS_HD explicit Place(int member)
+  FS_HD explicit Fragment(int member)
       : row(member / 64 * Shape::quarter),
         col(member / 32 % 2 * Shape::quarter),
         group(member % 32 / 4),
@@ -145,7 +145,7 @@ FS_HD void sum_tile(Team& team, Strided<float> a, Right b, std::int64_t inner, T
     FS_UNROLL
     for (int k = 0; k < Shape::slab; k += Cores::depth) {
       team.each([&](int member, State& state) {
-        const Place<Shape> at(member);
+        const Fragment<Shape> at(member);
         FS_UNROLL
         for (int i = 0; i < Shape::high; ++i) {
           FS_UNROLL
@@ -173,7 +173,7 @@ FS_HD void sum_tile(Team& team, Strided<float> a, Right b, std::int64_t inner, T
   }
   team.template arrive<0>();
   team.phase([&](int member, State& state) {
-    const Place<Shape> at(member);
+    const Fragment<Shape> at(member);
     FS_UNROLL
     for (int i = 0; i < Shape::high; ++i) {
       FS_UNROLL

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_device_training import sanitized
 from test_parity import assert_near
+from test_sparse_code_parity import margins
 
 from fastsae._core import num_threads, set_num_threads
 from fastsae.engine import Engine
@@ -56,6 +58,18 @@ def pair(model: str, dtype: str, device: str) -> tuple[Engine, SparseCode, Spars
     return engine, exact, plain
 
 
+def cleared(x: np.ndarray, loud: int, exact: SparseCode, plain: SparseCode) -> np.ndarray:
+    """Rows on which another order of sums could decide otherwise become copies of others."""
+    seen, rounded = exact._batch(x, None, None), plain._batch(x, None, None)
+    clear = margins(exact, seen) > 8 * np.abs(seen.z - rounded.z).max()
+    for part in (slice(0, loud), slice(loud, None)):
+        good = np.flatnonzero(clear[part])
+        bad = np.flatnonzero(~clear[part])
+        assert len(bad) <= len(good)
+        x[part][bad] = x[part][good[: len(bad)]]
+    return x
+
+
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("count", "loud"), [(50, 0), (50, 50), (TILE + 40, 0), (TILE + 40, TILE)], ids=str)
@@ -64,6 +78,8 @@ def test_gradient(model: str, count: int, loud: int, dtype: str, device: str) ->
     """Lists alone, tiles alone, several tiles of lists, and one of each kind."""
     engine, exact, plain = pair(model, dtype, device)
     x, w = rows(count, loud, dtype), np.random.default_rng(5).random(count)
+    if engine.config.activation == "jump_relu":
+        x = cleared(x, loud, exact, plain)
     given = {"targets": (2 * x).astype(dtype)} if engine.config.transcoder else {}
     share = (exact.encode(x) > 0).mean(axis=1)
     assert share[loud:].mean() < 1 / 100 if loud < count else share.mean() > 1 / 20
@@ -75,7 +91,7 @@ def test_gradient(model: str, count: int, loud: int, dtype: str, device: str) ->
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sanitized(MODELS, "steps"))
 def test_training(model: str, device: str) -> None:
     """Steps that change from one kind to the other; float64, where both decide alike which elements are there."""
     engine, exact, plain = pair(model, "float64", device)
@@ -100,6 +116,27 @@ def test_bits_do_not_depend_on_threads() -> None:
             made.append({name: engine.get(name) for name in engine.state_names()})
     finally:
         set_num_threads(before)
+    for other in made[1:]:
+        for name, value in made[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("model", ["l1", "jumps and tanh"])
+def test_runs_are_repeatable(model: str, device: str) -> None:
+    """Lists and tiles come in any order, in steps that a device records once: nothing is left behind."""
+    loud = (0, 40, TILE + 40, TILE, 0, 40)
+    made = []
+    for before in ((), (TILE + 40, 0, 40), (0, 0, 0)):
+        engine, _, _ = pair(model, "float32", device)
+        state = {name: engine.get(name) for name in engine.state_names()}
+        for count in before:
+            engine.step(rows(TILE + 40, count, "float32"))
+        for name, value in state.items():
+            engine.set(name, value)
+        engine.steps = 0
+        for count in loud:
+            engine.step(rows(TILE + 40, count, "float32"))
+        made.append({name: engine.get(name) for name in engine.state_names()})
     for other in made[1:]:
         for name, value in made[0].items():
             np.testing.assert_array_equal(other[name], value, err_msg=name)
