@@ -49,7 +49,7 @@ template <class S>
 struct CollectionWindow {
   const S* threshold;  // [latents], or null: 0
   S half_width;
-  explicit CollectionWindow(const Collection& all)
+  FS_HD explicit CollectionWindow(const Collection& all)
       : threshold(all.threshold.as<S>()), half_width(static_cast<S>(all.half_width)) {}
   FS_HD S bar(std::int64_t col) const { return threshold != nullptr ? threshold[col] : S(0); }
   // NaN is above, and stays visible.

@@ -164,7 +164,10 @@ void SparseCode::multiply_tile(const Rows& part) {
   if (!collects()) return add_gradients(part, code, delta, part.first > 0);
   const auto more = [&] { add_gradients(part, code, delta, true); };
   const auto first = [&] { add_gradients(part, code, delta, false); };
-  backend_.either(&sums()->dense_tiles, std::ref(more), std::ref(first));
+  if (part.first == 0)
+    first();
+  else
+    backend_.either(&sums()->dense_tiles, std::ref(more), std::ref(first));
   scalar_pass(as_kernel(CountTile{{}, sums()}));
 }
 
