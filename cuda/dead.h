@@ -43,14 +43,18 @@ struct DeadWork {
   FS_HD std::int64_t count() const { return static_cast<std::int64_t>(*all.dead); }
   FS_HD std::int64_t k() const { return count() < all.k ? count() : all.k; }
 
-  // Of scores of rows `first` and on; tiles are as large for every kind of product.
+  // Tiles of scores, as large for every kind of product. Blocks take several, so that few of them find nothing to do.
   static constexpr int kTile = ProductShape::tile;
-  std::int64_t tiles(std::int64_t rows) const {
-    return blocks_for(rows, kTile) * blocks_for(latents(), kTile);
+  FS_HD std::int64_t score_blocks(std::int64_t rows) const {
+    const std::int64_t all = blocks_for(rows, kTile) * blocks_for(latents(), kTile);
+    return all < 1024 ? all : 1024;
   }
-  FS_HD Tile tile(std::int64_t block, std::int64_t rows) const {
-    const std::int64_t down = blocks_for(rows, kTile);
-    return {block % down * kTile, block / down * kTile, rows, count()};
+  // run(tile) for each of a block's.
+  template <class Run>
+  FS_HD void each_tile(std::int64_t block, std::int64_t rows, const Run& run) const {
+    const std::int64_t down = blocks_for(rows, kTile), tiles = down * blocks_for(count(), kTile);
+    for (std::int64_t at = block; at < tiles; at += score_blocks(rows))
+      run(Tile{at % down * kTile, at / down * kTile, rows, count()});
   }
   template <class S>
   FS_HD Strided<S> inputs(std::int64_t first) const {
@@ -161,10 +165,11 @@ struct ScoreDead {
 
   template <class Team>
   FS_HD void operator()(Team& team, Shared& shared, std::int64_t block) const {
-    const Tile tile = work.tile(block, rows);
-    if (tile.col >= tile.cols) return;
-    product_block(team, DeadScore<S>(work), work.inputs<S>(first), work.dead_weights<S>(), work.all.x.cols,
-                  false, work.out<S>(), tile, shared, static_cast<double*>(nullptr));
+    work.each_tile(block, rows, [&](const Tile& tile) {
+      team.each([](int, State& state) { state = {}; });
+      product_block(team, DeadScore<S>(work), work.inputs<S>(first), work.dead_weights<S>(), work.all.x.cols,
+                    false, work.out<S>(), tile, shared, static_cast<double*>(nullptr));
+    });
   }
 };
 
@@ -181,12 +186,13 @@ struct ScoreDeadByCores {
 
   template <class Team>
   FS_HD void operator()(Team& team, Shared& shared, std::int64_t block) const {
-    const Tile tile = work.tile(block, rows);
-    if (tile.col >= tile.cols) return;
-    sum_tile<Cores, Shape>(team, work.inputs<float>(first), work.dead_weights<float>(), work.all.x.cols, tile,
-                           shared);
-    finish_tile<DeadScore<float>, Shape>(team, DeadScore<float>(work), false, work.out<float>(), tile, shared,
-                                         nullptr);
+    work.each_tile(block, rows, [&](const Tile& tile) {
+      team.each([](int, State& state) { state = {}; });
+      sum_tile<Cores, Shape>(team, work.inputs<float>(first), work.dead_weights<float>(), work.all.x.cols,
+                             tile, shared);
+      finish_tile<DeadScore<float>, Shape>(team, DeadScore<float>(work), false, work.out<float>(), tile,
+                                           shared, nullptr);
+    });
   }
 };
 
@@ -265,7 +271,7 @@ void select_among_dead(const Launch& launch, const DeadWork& work, const Score& 
 template <class Launch>
 void select_among_dead(const Launch& launch, const DeadWork& work) {
   select_among_dead(launch, work, [&](auto s, std::int64_t first, std::int64_t rows) {
-    launch(ScoreDead<decltype(s)>{work, first, rows}, work.tiles(rows));
+    launch(ScoreDead<decltype(s)>{work, first, rows}, work.score_blocks(rows));
   });
 }
 

@@ -32,9 +32,9 @@ void launch_select_dead(const DeadWork& work, Precision precision, cudaStream_t 
   if (precision == Precision::full || work.all.x.dtype != DType::f32) return select_among_dead(launch, work);
   select_among_dead(launch, work, [&](auto, std::int64_t first, std::int64_t rows) {
     if (precision == Precision::tf32)
-      launch(ScoreDeadByCores<Tf32Cores>{work, first, rows}, work.tiles(rows));
+      launch(ScoreDeadByCores<Tf32Cores>{work, first, rows}, work.score_blocks(rows));
     else
-      launch(ScoreDeadByCores<Bf16Cores>{work, first, rows}, work.tiles(rows));
+      launch(ScoreDeadByCores<Bf16Cores>{work, first, rows}, work.score_blocks(rows));
   });
 }
 

@@ -373,7 +373,7 @@ void codes() {
     select_among_dead(play, work);
     if constexpr (sizeof(S) == 4) {
       select_among_dead(play, work, [&](auto, std::int64_t first, std::int64_t some) {
-        play(ScoreDeadByCores<EmulatedTf32>{work, first, some}, work.tiles(some));
+        play(ScoreDeadByCores<EmulatedTf32>{work, first, some}, work.score_blocks(some));
       });
     }
   });
