@@ -7,6 +7,7 @@
 
 #include "kernels/list.h"
 #include "like_the_cpu.h"
+#include "math/low_precision.h"
 #include "serial_device.h"
 #include "testing.h"
 
@@ -90,6 +91,36 @@ void collects(std::int64_t cols, bool windowed, int excess_above, int excess_nea
     const double a = sums[0][static_cast<std::size_t>(i)], b = sums[1][static_cast<std::size_t>(i)];
     const bool lost = std::isnan(a) && std::isnan(b);
     check(lost || std::fabs(a - b) <= 1e-11 * (1 + std::fabs(b)), name + "sums by latent");
+  }
+}
+
+// The next product reads the errors of a list in bfloat16, as it reads those of a tile that was multiplied.
+void errors_have_a_shadow() {
+  constexpr std::int64_t rows = 3, latents = 9, outputs = 5, k = 2;
+  std::vector<std::int32_t> places{0, 7, 1, 2, 3, 8};
+  std::vector<float> values = numbers<float>(rows * k, 1), decoder = numbers<float>(latents * outputs, 2, -1),
+                     target = numbers<float>(rows * outputs, 3), ones(rows, 1.0f), errors(2 * rows * outputs);
+  std::vector<Bf16> shadow(2 * rows * outputs);
+  std::vector<double> losses(rows);
+  const double factor = 0.5;
+  for (const bool aimed : {true, false}) {
+    Decoding d{};
+    d.code = {rows, {}, k, tensor(places, 1, rows * k), tensor(values, 1, rows * k)};
+    d.weight = tensor(decoder, latents, outputs);
+    d.slots = d.prefixes.count = 2;
+    d.prefixes.ends[0] = 3, d.prefixes.ends[1] = latents;
+    d.prefixes.weights[0] = d.prefixes.weights[1] = 1;
+    d.errors = tensor(errors, 2 * rows, outputs);
+    d.errors.shadow = shadow.data();
+    if (aimed) {
+      d.target = tensor(target, rows, outputs);
+      d.row_weight = tensor(ones, 1, rows), d.factor = &factor;
+      d.losses = tensor(losses, 1, rows);
+    }
+    cuda::serial_device()->decode(d);
+    bool same = true;
+    for (std::size_t i = 0; i < errors.size(); ++i) same &= shadow[i].bits == Bf16::round(errors[i]).bits;
+    check(same && errors[0] != 0 && errors[rows * outputs] != 0, "errors and their shadow");
   }
 }
 
@@ -185,6 +216,7 @@ int main() {
     }
     collects<float>(cols, true, 0, 1);
   }
+  errors_have_a_shadow();
   lists_and_tiles(sparse_model(DType::f64, kFeatures, kLatents, "relu"), "relu");
   ModelSpec jumps = sparse_model(DType::f64, kFeatures, kLatents, "jump_relu");
   jumps.sparse_code->sparsity = "step";
