@@ -78,11 +78,13 @@ std::string name();
 // The products of one device. Plans are made once for each shape, so that equal products take equal ways.
 class CublasLt {
  public:
-  // The workspace is allocated with the first product.
+  // The workspace is allocated with the first product, or before.
   CublasLt(const lt::Functions& functions, Precision precision, Allocate allocate);
 
   // out = A B (+ out), or false if the library cannot compute it here. The shadow is left as it was.
   bool product(const Factor& a, const Factor& b, const Tensor& out, bool accumulate, CUstream_st* stream);
+  // False if there is no library after all.
+  bool start();
 
  private:
   using Owner = std::unique_ptr<void, lt::Status (*)(lt::Opaque)>;
@@ -93,7 +95,6 @@ class CublasLt {
   };
   using Key = std::array<std::int64_t, 12>;
 
-  bool start();
   Plan make_plan(const Factor& a, const Factor& b, const Tensor& out, const Key& key) const;
   Owner own(lt::Opaque opaque, lt::Status (*destroy)(lt::Opaque)) const { return {opaque, destroy}; }
 

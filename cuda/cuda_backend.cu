@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
+#include <utility>
 #include <vector>
 
 #include "backend/convert.h"
@@ -11,6 +12,7 @@
 #include "cublaslt.h"
 #include "handles.h"
 #include "passes.h"
+#include "recording.h"
 #include "select_tiles.h"
 #include "small_layout.h"
 #include "staging.h"
@@ -19,6 +21,7 @@ namespace fastsae::cuda {
 namespace {
 
 constexpr std::size_t kGraphs = 8;           // of the latest step keys
+constexpr std::size_t kDeepest = 2;          // branches within branches
 constexpr std::int64_t kStepsInFlight = 32;  // before the host looks at their outcome
 constexpr std::int64_t kSmallSteps = 2048;   // at once: well under a second
 
@@ -48,6 +51,7 @@ class CudaBackend final : public Backend {
           text("cuda:", device_, " has compute capability ", major, ".x; 8.0 or newer is needed"));
     }
     FS_CUDA(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
+    FS_CUDA(cudaDriverGetVersion(&driver_));
     stream_ = make_stream();
     staging_ = std::make_unique<Staging>();
     if (const lt::Functions* functions = lt::find()) {
@@ -59,6 +63,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override {
     if (process_ != getpid()) {  // the context stayed in the parent: nothing here can be freed
       (void)stream_.release();
+      for (Stream& stream : branches_) (void)stream.release();
       (void)staging_.release();
       (void)blas_.release();
       for (Recorded& recorded : graphs_) (void)recorded.graph.release();
@@ -166,12 +171,26 @@ class CudaBackend final : public Backend {
     use_device();
     DeadWork work(selection);
     work.use(room(codes_, work.bytes()));
-    launch_select_dead(work, stream_.get());
+    launch_select_dead(work, precision_, stream_.get());
   }
 
   void decode(const Decoding& decoding) override {
     use_device();
     launch_decode(decoding, stream_.get());
+  }
+
+  void collect(const Collection& collection) override {
+    use_device();
+    CollectWork work(collection);
+    work.use(room(codes_, work.bytes()));
+    launch_collect(work, stream_.get());
+  }
+
+  void sum_by_latent(const Code& code, Tensor sums) override {
+    use_device();
+    LatentSums all(code, sums);
+    all.use(room(codes_, all.bytes()));
+    launch_sum_latents(all, stream_.get());
   }
 
   void write_code(const Code& code, Tensor rows) override {
@@ -283,9 +302,27 @@ class CudaBackend final : public Backend {
       return;
     }
     graphs_.splice(graphs_.begin(), graphs_, found);
-    if (!found->graph) found->graph = record(body);
+    if (!found->graph) found->graph = recorded(body);
     FS_CUDA(cudaGraphLaunch(found->graph.get(), stream_.get()));
   }
+
+  // Where nothing is recorded, the host looks.
+  void either(const double* number, const std::function<void()>& yes,
+              const std::function<void()>& no) override {
+    use_device();
+    if (!recording_) {
+      if (blas_) blas_->start();  // so that recording the other way allocates nothing
+      while (branches_.size() < kDeepest) branches_.push_back(make_stream());
+      double value = 0;
+      FS_CUDA(cudaMemcpyAsync(&value, number, sizeof(value), cudaMemcpyDeviceToHost, stream_.get()));
+      FS_CUDA(cudaStreamSynchronize(stream_.get()));
+      return (value != 0 ? yes : no)();
+    }
+    const Branches both = add_branches(number, stream_.get());
+    record_branch(both.yes, yes);
+    record_branch(both.no, no);
+  }
+  bool chooses() const override { return driver_ >= kOldestToBranch; }
 
   std::int64_t small_steps(const SmallModel& model, std::int64_t rows) override {
     return precision_ == Precision::full && fits(model, rows, shared_bytes_) ? kSmallSteps : 0;
@@ -348,24 +385,44 @@ class CudaBackend final : public Backend {
     FS_CUDA(cudaSetDevice(device_));
   }
 
-  Graph record(const std::function<void()>& body) {
-    FS_CUDA(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal));
-    cudaGraph_t graph = nullptr;
-    try {
-      body();
-    } catch (...) {
-      cudaStreamEndCapture(stream_.get(), &graph);
-      if (graph != nullptr) cudaGraphDestroy(graph);
-      (void)cudaGetLastError();
-      throw;
-    }
-    FS_CUDA(cudaStreamEndCapture(stream_.get(), &graph));
+  Graph recorded(const std::function<void()>& body) {
+    const Set<bool> recording(recording_, true);
+    cudaGraph_t graph = record(stream_.get(), nullptr, body);
     cudaGraphExec_t executable = nullptr;
     const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
     check(error, "cudaGraphInstantiate");
     return Graph(executable);
   }
+
+  // A branch is recorded by a stream of its own.
+  void record_branch(cudaGraph_t graph, const std::function<void()>& body) {
+    FS_REQUIRE(depth_ < branches_.size(), "a step branches more than ", kDeepest, " times at once");
+    Stream& own = branches_[depth_];
+    const Set<std::size_t> deeper(depth_, depth_ + 1);
+    stream_.swap(own);
+    try {
+      record(stream_.get(), graph, body);
+    } catch (...) {
+      stream_.swap(own);
+      throw;
+    }
+    stream_.swap(own);
+  }
+
+  // A value for as long as this lives.
+  template <class T>
+  class Set {
+   public:
+    Set(T& of, T value) : of_(of), before_(std::exchange(of, value)) {}
+    ~Set() { of_ = before_; }
+    Set(const Set&) = delete;
+    Set& operator=(const Set&) = delete;
+
+   private:
+    T& of_;
+    const T before_;
+  };
 
   // Memory that passes of the stream share one after the other; it grows when a step is run for the first time.
   struct Scratch {
@@ -375,6 +432,7 @@ class CudaBackend final : public Backend {
 
   void* room(Scratch& scratch, std::size_t bytes) {
     if (bytes > scratch.bytes) {
+      FS_REQUIRE(!recording_, "a step that is recorded needs ", bytes, " bytes more than its first run did");
       graphs_.clear();  // they hold the old address
       scratch = {};
       scratch.memory = allocate(bytes);
@@ -415,6 +473,10 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<CublasLt> blas_;  // or null: our own products do it all
   std::list<Recorded> graphs_;
+  int driver_ = 0;
+  bool recording_ = false;
+  std::vector<Stream> branches_;  // one for each depth
+  std::size_t depth_ = 0;         // of the branch that is recorded
   Scratch partial_, scores_, order_, codes_;
 };
 

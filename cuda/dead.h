@@ -4,6 +4,7 @@
 
 #include "kernels/selection.h"
 #include "ranks.h"
+#include "tensor_blocks.h"
 
 namespace fastsae::cuda {
 
@@ -41,6 +42,32 @@ struct DeadWork {
   }
   FS_HD std::int64_t count() const { return static_cast<std::int64_t>(*all.dead); }
   FS_HD std::int64_t k() const { return count() < all.k ? count() : all.k; }
+
+  // Tiles of scores, as large for every kind of product. Blocks take several, so that few of them find nothing to do.
+  static constexpr int kTile = ProductShape::tile;
+  FS_HD std::int64_t score_blocks(std::int64_t rows) const {
+    const std::int64_t all = blocks_for(rows, kTile) * blocks_for(latents(), kTile);
+    return all < 1024 ? all : 1024;
+  }
+  // run(tile) for each of a block's.
+  template <class Run>
+  FS_HD void each_tile(std::int64_t block, std::int64_t rows, const Run& run) const {
+    const std::int64_t down = blocks_for(rows, kTile), tiles = down * blocks_for(count(), kTile);
+    for (std::int64_t at = block; at < tiles; at += score_blocks(rows))
+      run(Tile{at % down * kTile, at / down * kTile, rows, count()});
+  }
+  template <class S>
+  FS_HD Strided<S> inputs(std::int64_t first) const {
+    return {all.x.as<S>() + first * all.x.stride, all.x.stride, 1};
+  }
+  template <class S>
+  FS_HD ListedRows<S> dead_weights() const {
+    return {all.weight.as<S>(), all.weight.stride, listed};
+  }
+  template <class S>
+  FS_HD Out<S> out() const {
+    return Out<S>(View<S>{static_cast<S*>(scores), latents()}, nullptr);
+  }
 };
 
 struct DeadShared {
@@ -118,6 +145,8 @@ struct DeadScore {
   const std::int32_t* listed;
   const S* bias;
   const S* scale;  // or null
+  FS_HD explicit DeadScore(const DeadWork& work)
+      : listed(work.listed), bias(work.all.bias.as<S>()), scale(work.all.scale.as<S>()) {}
   FS_HD S operator()(std::int64_t, std::int64_t col, S z, S*) const {
     const std::int32_t latent = listed[col];
     z += bias[latent];
@@ -136,16 +165,34 @@ struct ScoreDead {
 
   template <class Team>
   FS_HD void operator()(Team& team, Shared& shared, std::int64_t block) const {
-    const std::int64_t down = blocks_for(rows, ProductShape::tile), count = work.count();
-    const Tile tile{block % down * ProductShape::tile, block / down * ProductShape::tile, rows, count};
-    if (tile.col >= count) return;
-    const DeadSelection& all = work.all;
-    const DeadScore<S> kernel{work.listed, all.bias.template as<S>(), all.scale.template as<S>()};
-    const Strided<S> x{all.x.template as<S>() + first * all.x.stride, all.x.stride, 1};
-    const ListedRows<S> weight{all.weight.template as<S>(), all.weight.stride, work.listed};
-    product_block(team, kernel, x, weight, all.x.cols, false,
-                  Out<S>(View<S>{static_cast<S*>(work.scores), work.latents()}, nullptr), tile, shared,
-                  static_cast<double*>(nullptr));
+    work.each_tile(block, rows, [&](const Tile& tile) {
+      team.each([](int, State& state) { state = {}; });
+      product_block(team, DeadScore<S>(work), work.inputs<S>(first), work.dead_weights<S>(), work.all.x.cols,
+                    false, work.out<S>(), tile, shared, static_cast<double*>(nullptr));
+    });
+  }
+};
+
+// The same by tensor cores.
+template <class Cores>
+struct ScoreDeadByCores {
+  using Shape = LargeTile;
+  static_assert(Shape::tile == DeadWork::kTile);
+  static constexpr int members = Shape::members;
+  using State = TensorState<Shape>;
+  using Shared = TensorShared<Shape>;
+  DeadWork work;
+  std::int64_t first, rows;
+
+  template <class Team>
+  FS_HD void operator()(Team& team, Shared& shared, std::int64_t block) const {
+    work.each_tile(block, rows, [&](const Tile& tile) {
+      team.each([](int, State& state) { state = {}; });
+      sum_tile<Cores, Shape>(team, work.inputs<float>(first), work.dead_weights<float>(), work.all.x.cols,
+                             tile, shared);
+      finish_tile<DeadScore<float>, Shape>(team, DeadScore<float>(work), false, work.out<float>(), tile,
+                                           shared, nullptr);
+    });
   }
 };
 
@@ -205,8 +252,9 @@ struct SelectDead {
   }
 };
 
-template <class Launch>
-void select_among_dead(const Launch& launch, const DeadWork& work) {
+// score(s, first, rows) launches a tile's product in the type of s.
+template <class Launch, class Score>
+void select_among_dead(const Launch& launch, const DeadWork& work, const Score& score) {
   launch(CountDead{work}, work.blocks());
   launch(ListDead{work, work.blocks()}, work.blocks());
   launch(StartDead{work}, blocks_for(work.all.x.rows + 1, StartDead::members));
@@ -214,10 +262,16 @@ void select_among_dead(const Launch& launch, const DeadWork& work) {
     using S = decltype(s);
     for (std::int64_t first = 0; first < work.all.x.rows; first += work.tile_rows) {
       const std::int64_t rows = std::min(work.tile_rows, work.all.x.rows - first);
-      launch(ScoreDead<S>{work, first, rows},
-             blocks_for(rows, ProductShape::tile) * blocks_for(work.latents(), ProductShape::tile));
+      score(s, first, rows);
       launch(SelectDead<S>{work, first}, rows);
     }
+  });
+}
+
+template <class Launch>
+void select_among_dead(const Launch& launch, const DeadWork& work) {
+  select_among_dead(launch, work, [&](auto s, std::int64_t first, std::int64_t rows) {
+    launch(ScoreDead<decltype(s)>{work, first, rows}, work.score_blocks(rows));
   });
 }
 

@@ -39,17 +39,22 @@ struct DecodeRow {
       d.losses.as<double>()[row] = share * losses[0];
       if (d.last_losses.exists()) d.last_losses.as<double>()[row] = share * losses[1];
     });
-    if (!d.slopes.exists()) return;
-    for (std::int64_t first = begin; first < end; first += warps * at_once)
-      find_slopes(team, shared, row, first, end);
+    find_slopes(team, shared, row, d.code, d.slopes);
+    find_slopes(team, shared, row, d.more, d.more_slopes);
   }
 
  private:
   FS_HD S* errors(std::int64_t row, std::int64_t group) const {
     return d.errors.as<S>() + (row * d.slots + d.first_slot + group) * d.errors.stride;
   }
-  FS_HD const S* latent(std::int64_t element) const {
-    return d.weight.as<S>() + d.code.latents.as<std::int32_t>()[element] * d.weight.stride;
+  // And their shadow, where they have one.
+  FS_HD void put(S* error, S value) const {
+    *error = value;
+    if (d.errors.shadow != nullptr)
+      static_cast<Bf16*>(d.errors.shadow)[error - d.errors.as<S>()] = Bf16::round(static_cast<float>(value));
+  }
+  FS_HD const S* latent(const Code& code, std::int64_t element) const {
+    return d.weight.as<S>() + code.latents.as<std::int32_t>()[element] * d.weight.stride;
   }
 
   // Columns col, col + 256, ... of the row's outputs become errors; their squares are added to `losses`.
@@ -74,7 +79,7 @@ struct DecodeRow {
       }
       for (; at < stop; ++at) {
         const S value = values[at];
-        const S* weight = latent(at) + col;
+        const S* weight = latent(d.code, at) + col;
         FS_UNROLL
         for (int i = 0; i < columns; ++i)
           if (col + i * members < width) y[i] += value * weight[i * members];
@@ -89,14 +94,14 @@ struct DecodeRow {
       for (int i = 0; i < columns; ++i) {
         if (col + i * members >= width) continue;
         if (!d.target.exists()) {
-          out[i * members] = y[i];
+          put(out + i * members, y[i]);
           continue;
         }
         const S error = y[i] - d.target.as<S>()[row * d.target.stride + col + i * members];
         const double square = static_cast<double>(error * error);
         losses[0] += share * square;
         if (group + 1 == groups) losses[1] += square;
-        out[i * members] = factor * error;
+        put(out + i * members, factor * error);
         if (group + 1 == groups && d.residual.exists())
           d.residual.as<S>()[row * d.residual.stride + col + i * members] = -error;
       }
@@ -105,14 +110,25 @@ struct DecodeRow {
       S* out = errors(row, group) + col;
       FS_UNROLL
       for (int i = 0; i < columns; ++i)
-        if (col + i * members < width) out[i * members] += out[d.errors.stride + i * members];
+        if (col + i * members < width)
+          put(out + i * members, out[i * members] + out[d.errors.stride + i * members]);
     }
   }
 
+  // The gradient by each element of the row.
   template <class Team>
-  FS_HD void find_slopes(Team& team, Shared& shared, std::int64_t row, std::int64_t first,
-                         std::int64_t end) const {
-    const std::int32_t* latents = d.code.latents.as<std::int32_t>();
+  FS_HD void find_slopes(Team& team, Shared& shared, std::int64_t row, const Code& code,
+                         const Tensor& slopes) const {
+    if (!slopes.exists()) return;
+    const std::int64_t end = code.begin(row + 1);
+    for (std::int64_t first = code.begin(row); first < end; first += warps * at_once)
+      find_some(team, shared, row, code, slopes.as<S>(), first, end);
+  }
+
+  template <class Team>
+  FS_HD void find_some(Team& team, Shared& shared, std::int64_t row, const Code& code, S* slopes,
+                       std::int64_t first, std::int64_t end) const {
+    const std::int32_t* latents = code.latents.as<std::int32_t>();
     const std::int64_t width = d.errors.cols;
     team.phase([&](int member, NoState&) {
       const std::int64_t from = first + member / lanes * at_once;
@@ -123,7 +139,7 @@ struct DecodeRow {
         const std::int64_t element = from + i < end ? from + i : end - 1;
         int group = 0;
         while (latents[element] >= d.prefixes.ends[group]) ++group;
-        of[i] = {latent(element), errors(row, group)};
+        of[i] = {latent(code, element), errors(row, group)};
         sum[i] = S(0);
       }
       for (std::int64_t col = member % lanes; col < width; col += lanes) {
@@ -138,7 +154,7 @@ struct DecodeRow {
       const S* part = shared.part[member % at_once] + member / at_once * lanes;
       S sum = 0;
       for (int i = 0; i < lanes; ++i) sum += part[i];
-      d.slopes.as<S>()[first + member] = sum;
+      slopes[first + member] = sum;
     });
   }
 };

@@ -88,20 +88,28 @@ struct LatentWork {
 
   // A member's columns of both gradients.
   FS_HD void gather(int member, std::int64_t latent, S* to) const {
-    const std::int64_t features = rows.encoder.cols, outputs = rows.decoder.cols;
-    if (rows.encoder_gradient.exists()) {
-      for (std::int64_t col = member; col < features; col += members)
-        to[col] = rows.encoder_gradient.as<S>()[latent * rows.encoder_gradient.stride + col];
-      for (std::int64_t col = member; col < outputs; col += members)
-        to[features + col] = rows.decoder_gradient.as<S>()[latent * rows.decoder_gradient.stride + col];
-    } else {
+    if (rows.index.begins.exists()) {
       const std::int32_t* begins = rows.index.begins.as<std::int32_t>();
       const std::int64_t begin = begins[latent], end = begins[latent + 1];
       if (end - begin <= LatentIndex::kSegment)
         sum(member, begin, end, to);
       else
         add_pieces(member, latent, end - begin, to);
+      if (rows.has_matrices()) take_matrices(member, latent, true, to);
+    } else {
+      take_matrices(member, latent, false, to);
     }
+  }
+  FS_HD void take_matrices(int member, std::int64_t latent, bool add, S* to) const {
+    const std::int64_t features = rows.encoder.cols, outputs = rows.decoder.cols;
+    const auto take = [&](const Tensor& gradient, std::int64_t cols, S* own) {
+      for (std::int64_t col = member; col < cols; col += members) {
+        const S value = gradient.as<S>()[latent * gradient.stride + col];
+        own[col] = add ? own[col] + value : value;
+      }
+    };
+    take(rows.encoder_gradient, features, to);
+    take(rows.decoder_gradient, outputs, to + features);
   }
 
   FS_HD const S* decoder(std::int64_t latent) const {
@@ -343,7 +351,7 @@ void measure_all(const Launch& launch, const Each& each, const LatentRows& rows,
                  const Tensor& sums) {
   with_scalar(rows.encoder.dtype, [&](auto s) {
     using S = decltype(s);
-    if (!rows.encoder_gradient.exists()) launch(SumPiece<S>{{rows}}, rows.index.segments.rows);
+    if (rows.index.begins.exists()) launch(SumPiece<S>{{rows}}, rows.index.segments.rows);
     each(s, MeasureLatent<S>{{rows}, squares, sums});
   });
 }

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "choice.h"
+#include "collect.h"
 #include "dead.h"
 #include "kernels/kernel.h"
 #include "latent_index.h"
@@ -39,12 +40,14 @@ std::size_t partial_doubles(const Kernel* kernel, const Tensor& out);
 // Brings the k largest of each row up to date with a tile of scores, whose first column is `first`.
 void launch_select(const Tensor& scores, std::int64_t first, const Selection& part, cudaStream_t stream);
 
-// Sparse codes: decode.h, latent_index.h, dead.h, select_batch.h and latents.h.
+// Sparse codes: decode.h, collect.h, latent_index.h, dead.h, select_batch.h and latents.h.
 void launch_decode(const Decoding& decoding, cudaStream_t stream);
 void launch_write_code(const Code& code, const Tensor& rows, cudaStream_t stream);
 void launch_row_norms(const Tensor& of, const Tensor& norms, cudaStream_t stream);
 void launch_index(const IndexTasks& tasks, cudaStream_t stream);
-void launch_select_dead(const DeadWork& work, cudaStream_t stream);
+void launch_collect(const CollectWork& work, cudaStream_t stream);
+void launch_sum_latents(const LatentSums& all, cudaStream_t stream);
+void launch_select_dead(const DeadWork& work, Precision precision, cudaStream_t stream);
 // score(part, scores) launches the product of a tile.
 using ScoreBatchTile = std::function<void(const Selection& part, const Tensor& scores)>;
 void launch_select_batch(const BatchWork& work, const ScoreBatchTile& score, cudaStream_t stream);

@@ -3,6 +3,7 @@
 #include "kernels/list.h"
 #include "parts.cuh"
 #include "passes.h"
+#include "tensor_cores.h"
 
 namespace fastsae::cuda {
 
@@ -20,8 +21,21 @@ void launch_row_norms(const Tensor& of, const Tensor& norms, cudaStream_t stream
 
 void launch_index(const IndexTasks& tasks, cudaStream_t stream) { index_codes(JobLaunch{stream}, tasks); }
 
-void launch_select_dead(const DeadWork& work, cudaStream_t stream) {
-  select_among_dead(JobLaunch{stream}, work);
+void launch_collect(const CollectWork& work, cudaStream_t stream) {
+  collect_elements(JobLaunch{stream}, work);
+}
+
+void launch_sum_latents(const LatentSums& all, cudaStream_t stream) { sum_latents(JobLaunch{stream}, all); }
+
+void launch_select_dead(const DeadWork& work, Precision precision, cudaStream_t stream) {
+  const JobLaunch launch{stream};
+  if (precision == Precision::full || work.all.x.dtype != DType::f32) return select_among_dead(launch, work);
+  select_among_dead(launch, work, [&](auto, std::int64_t first, std::int64_t rows) {
+    if (precision == Precision::tf32)
+      launch(ScoreDeadByCores<Tf32Cores>{work, first, rows}, work.score_blocks(rows));
+    else
+      launch(ScoreDeadByCores<Bf16Cores>{work, first, rows}, work.score_blocks(rows));
+  });
 }
 
 void launch_select_batch(const BatchWork& work, const ScoreBatchTile& score, cudaStream_t stream) {

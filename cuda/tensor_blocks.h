@@ -52,24 +52,29 @@ struct Staged {
 struct Lines {
   const float* data;
   std::int64_t stride, lines, length;  // as many as there are
+  FS_HD const float* operator[](int line) const { return data + line * stride; }
+};
+struct ListedLines : Lines {
+  const std::int32_t* which;
+  FS_HD const float* operator[](int line) const { return data + which[line] * stride; }
 };
 
 // Begins to copy kLines lines of kLength floats, with zeros for what is not there.
-template <class Shape, int kWidth, int kLines, int kLength, int kPitch, class Team>
-FS_HD void copy_lines(Team& team, int member, const Lines& from, float* to) {
+template <class Shape, int kWidth, int kLines, int kLength, int kPitch, class Team, class From>
+FS_HD void copy_lines(Team& team, int member, const From& from, float* to) {
   constexpr int kPieces = kLength / kWidth;
   FS_UNROLL
   for (int piece = member; piece < kLines * kPieces; piece += Shape::members) {
     const int line = piece / kPieces, at = piece % kPieces * kWidth;
     const std::int64_t left = line < from.lines ? from.length - at : 0;
     const int valid = left >= kWidth ? kWidth : left > 0 ? static_cast<int>(left) : 0;
-    const float* source = valid > 0 ? from.data + line * from.stride + at : from.data;
+    const float* source = valid > 0 ? from[line] + at : from.data;
     team.template copy<kWidth * 4>(to + line * kPitch + at, source, valid * 4);
   }
 }
 
-template <class Shape, int kLines, int kLength, int kPitch, class Team>
-FS_HD void copy_lines(Team& team, int member, const Lines& from, float* to) {
+template <class Shape, int kLines, int kLength, int kPitch, class Team, class From>
+FS_HD void copy_lines(Team& team, int member, const From& from, float* to) {
   if (from.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(from.data) % 16 == 0)
     copy_lines<Shape, 4, kLines, kLength, kPitch>(team, member, from, to);
   else
@@ -90,17 +95,24 @@ FS_HD void begin_slab(Team& team, int member, const Strided<float>& factor, std:
   }
 }
 
-template <class Shape>
-FS_HD Staged staged(const Strided<float>& factor, const float* data) {
+template <class Shape, class Team>
+FS_HD void begin_slab(Team& team, int member, const ListedRows<float>& factor, std::int64_t first,
+                      std::int64_t count, std::int64_t k0, std::int64_t inner, float* to) {
+  const ListedLines lines{{factor.data + k0, factor.stride, count - first, inner - k0}, factor.rows + first};
+  copy_lines<Shape, Shape::tile, Shape::slab, Shape::along_inner>(team, member, lines, to);
+}
+
+template <class Shape, class Rows>
+FS_HD Staged staged(const Rows& factor, const float* data) {
   return factor.inner == 1 ? Staged{data, Shape::along_inner, 1} : Staged{data, 1, Shape::along_outer};
 }
 
 // Where a member's elements are, after "Matrix Fragments for mma" of the PTX ISA; both instructions have the same
 // positions if inner ones count words.
 template <class Shape>
-struct Place {
+struct Fragment {
   int row, col, group, thread;  // row and col: of its warp's quarter
-  FS_HD explicit Place(int member)
+  FS_HD explicit Fragment(int member)
       : row(member / 64 * Shape::quarter),
         col(member / 32 % 2 * Shape::quarter),
         group(member % 32 / 4),
@@ -108,8 +120,8 @@ struct Place {
 };
 
 // Adds up the tile and leaves it in shared.end.tile.
-template <class Cores, class Shape, class Team>
-FS_HD void sum_tile(Team& team, Strided<float> a, Strided<float> b, std::int64_t inner, Tile tile,
+template <class Cores, class Shape, class Team, class Right>
+FS_HD void sum_tile(Team& team, Strided<float> a, Right b, std::int64_t inner, Tile tile,
                     TensorShared<Shape>& shared) {
   using State = TensorState<Shape>;
   const std::int64_t slabs = (inner + Shape::slab - 1) / Shape::slab;
@@ -133,7 +145,7 @@ FS_HD void sum_tile(Team& team, Strided<float> a, Strided<float> b, std::int64_t
     FS_UNROLL
     for (int k = 0; k < Shape::slab; k += Cores::depth) {
       team.each([&](int member, State& state) {
-        const Place<Shape> at(member);
+        const Fragment<Shape> at(member);
         FS_UNROLL
         for (int i = 0; i < Shape::high; ++i) {
           FS_UNROLL
@@ -161,7 +173,7 @@ FS_HD void sum_tile(Team& team, Strided<float> a, Strided<float> b, std::int64_t
   }
   team.template arrive<0>();
   team.phase([&](int member, State& state) {
-    const Place<Shape> at(member);
+    const Fragment<Shape> at(member);
     FS_UNROLL
     for (int i = 0; i < Shape::high; ++i) {
       FS_UNROLL

@@ -37,6 +37,7 @@ CONDITIONAL = {
     "cpu/pool.cpp": "CPU affinity, which Linux has",
     "cpu/select_filter.cpp": "instruction sets of the processor",
     "cuda/jobs.h": "a loop that the device compiler must not unroll",
+    "cuda/recording.h": "CUDA 13 gave two functions of graphs more arguments",
     "cuda/team.h": "a block of the device, or one thread that plays it",
 }
 MACROS = {"FS_HD", "FS_UNROLL", "FS_NO_UNROLL", "FS_REQUIRE", "FS_CUDA"}

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_device_training import sanitized
 from test_parity import assert_near
+from test_sparse_code_parity import margins
 
 from fastsae._core import num_threads, set_num_threads
 from fastsae.engine import Engine
@@ -83,6 +85,21 @@ BATCHES: dict[str, tuple[int, slice, slice]] = {
 }
 
 
+def cleared(x: np.ndarray, exact: SparseCode, plain: SparseCode, *parts: slice) -> np.ndarray:
+    """Rows on which another order of sums could decide otherwise become copies of others of their part."""
+    seen, rounded = exact._batch(x, None, None), plain._batch(x, None, None)
+    clear = margins(exact, seen) > 8 * np.abs(seen.z - rounded.z).max()
+    kind = np.zeros(len(x), int)
+    for number, part in enumerate(parts, 1):
+        kind[part] = number
+    for number in np.unique(kind):
+        good = np.flatnonzero((kind == number) & clear)
+        bad = np.flatnonzero((kind == number) & ~clear)
+        assert len(bad) <= len(good)
+        x[bad] = x[good[: len(bad)]]
+    return x
+
+
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch", BATCHES)
@@ -91,6 +108,8 @@ def test_gradient(model: str, batch: str, dtype: str, device: str) -> None:
     engine, exact, plain = pair(model, dtype, device)
     count, loud, silent = BATCHES[batch]
     x, w = rows(count, loud, dtype, silent), np.random.default_rng(5).random(count)
+    if engine.config.activation == "jump_relu":
+        x = cleared(x, exact, plain, loud, silent)
     given = {"targets": (2 * x + 1).astype(dtype)} if engine.config.transcoder else {}
     share = (exact.encode(x) > 0).mean(axis=1)
     assert not share[silent].any()
@@ -105,7 +124,7 @@ def test_gradient(model: str, batch: str, dtype: str, device: str) -> None:
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", sanitized(MODELS, "steps"))
 def test_training(model: str, device: str) -> None:
     """Steps that change from one kind to the other; float64, where both decide alike which elements are there."""
     engine, exact, plain = pair(model, "float64", device)
@@ -151,6 +170,27 @@ def test_bits_do_not_depend_on_threads(model: str) -> None:
             made.append({name: engine.get(name) for name in engine.state_names()})
     finally:
         set_num_threads(before)
+    for other in made[1:]:
+        for name, value in made[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("model", ["l1", "jumps and tanh"])
+def test_runs_are_repeatable(model: str, device: str) -> None:
+    """Lists and tiles come in any order, in steps that a device records once: nothing is left behind."""
+    loud = [slice(count) for count in (0, 40, TILE + 40, TILE, 0, 40)]
+    made = []
+    for before in ([], loud[1:4], loud[:1] * 3):
+        engine, _, _ = pair(model, "float32", device)
+        state = {name: engine.get(name) for name in engine.state_names()}
+        for count in before:
+            engine.step(rows(TILE + 40, count, "float32"))
+        for name, value in state.items():
+            engine.set(name, value)
+        engine.steps = 0
+        for count in loud:
+            engine.step(rows(TILE + 40, count, "float32"))
+        made.append({name: engine.get(name) for name in engine.state_names()})
     for other in made[1:]:
         for name, value in made[0].items():
             np.testing.assert_array_equal(other[name], value, err_msg=name)

@@ -145,9 +145,8 @@ class Backend {
   virtual void select_dead(const DeadSelection& selection) = 0;
   // Sparse codes, see backend/sparse.h: their decoder with loss and gradient, from one gather.
   virtual void decode(const Decoding& decoding) = 0;
-  // Appends a tile's rows to the codes, unless they are more than are wanted or the device does not: then it is false,
-  // and those rows stay empty.
-  virtual bool collect(const Collection&) { return false; }
+  // Appends a tile's rows to the codes; where they have more elements than are wanted, those rows are empty.
+  virtual void collect(const Collection& collection) = 0;
   // A code in rows of zeros.
   virtual void write_code(const Code& code, Tensor rows) = 0;
   // Sorts their elements by latent; fired[j] becomes the number of rows of the first code in which latent j is not 0.
@@ -160,7 +159,7 @@ class Backend {
   virtual void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) = 0;
   virtual void update_latents(const LatentRows& rows, const LatentUpdate& update) = 0;
   // Adds the values of a code to sums [1 x latents] of f64 by latent, row after row.
-  virtual void sum_by_latent(const Code&, Tensor) {}
+  virtual void sum_by_latent(const Code& code, Tensor sums) = 0;
   // What is not 0 of a tile that is written down as a code; false if it has no room there or the device makes none.
   virtual bool list_elements(Tensor, const Code&) { return false; }
   // The Euclidean norm of each row, [1 x rows] of its type.
@@ -183,6 +182,12 @@ class Backend {
   // Runs the calls of a step. A device may record them and replay the record whenever the key comes again, so
   // that between two steps of one key only memory may change, and the body must not read or wait.
   virtual void step(std::int64_t key, const std::function<void()>& body) = 0;
+  // Calls `yes`, or `no` if a number on the device is 0. Both are recorded where a step is, and the device chooses
+  // whenever it is replayed: so they change nothing on the host.
+  virtual void either(const double* number, const std::function<void()>& yes,
+                      const std::function<void()>& no) = 0;
+  // Whether it can.
+  virtual bool chooses() const { return true; }
   // How many steps on `rows` rows each it takes at once of a model this small; 0 where it does none, or is too small.
   virtual std::int64_t small_steps(const SmallModel&, std::int64_t) { return 0; }
   // Takes them. Later steps do nothing once one was not finite.

@@ -5,6 +5,7 @@
 
 #include "core/tensor.h"
 #include "kernels/step.h"
+#include "math/elementary.h"
 #include "math/optimizers.h"
 
 namespace fastsae {
@@ -40,6 +41,20 @@ struct Collection {
   Code above, near;         // of whole batches, values z; `near` where there is a window
   std::int64_t most_above;  // of the tile
   std::int64_t most_near;
+  double* listed;  // on the device: 1 if there are no more, else 0
+};
+
+// Which elements of a tile are collected.
+template <class S>
+struct CollectionWindow {
+  const S* threshold;  // [latents], or null: 0
+  S half_width;
+  FS_HD explicit CollectionWindow(const Collection& all)
+      : threshold(all.threshold.as<S>()), half_width(static_cast<S>(all.half_width)) {}
+  FS_HD S bar(std::int64_t col) const { return threshold != nullptr ? threshold[col] : S(0); }
+  // NaN is above, and stays visible.
+  FS_HD static bool is_above(S z, S bar) { return !(z <= bar); }
+  FS_HD bool is_near(S z, S bar) const { return absolute(z - bar) < half_width; }
 };
 
 // Latents [0, ends[0]), [0, ends[1]), ... each decode on their own; the last one is all.
@@ -96,15 +111,19 @@ struct LatentIndex {
 // Where the gradient of each latent's rows comes from: sums over an index, matrices, or both.
 struct LatentRows {
   LatentIndex index;
-  std::int64_t slots = 1;   // of a row
-  Tensor inputs;            // [rows x features]
-  Tensor errors;            // [rows * slots x outputs]
-  Tensor encoder_gradient;  // [latents x features], or none
-  Tensor decoder_gradient;  // [latents x outputs], or none
+  std::int64_t slots = 1;            // of a row
+  Tensor inputs;                     // [rows x features]
+  Tensor errors;                     // [rows * slots x outputs]
+  Tensor encoder_gradient;           // [latents x features], or none
+  Tensor decoder_gradient;           // [latents x outputs], or none
+  const double* matrices = nullptr;  // on the device, 0 if those two hold nothing; or null
   Tensor pull;     // [1 x latents] of f64, or none: W_dec row j adds pull[j] times itself to its gradient
   Tensor encoder;  // [latents x features]
   Tensor decoder;  // [latents x outputs]
   bool project = false;  // the decoder's gradient leaves out what is parallel to its row
+  FS_HD bool has_matrices() const {
+    return encoder_gradient.exists() && (matrices == nullptr || *matrices != 0);
+  }
 };
 
 // How a matrix is updated.

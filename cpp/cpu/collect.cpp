@@ -12,28 +12,16 @@ namespace {
 constexpr std::int64_t kRows = 16;   // of a task
 constexpr std::int64_t kLanes = 32;  // columns that are looked at together
 
-template <class S>
-struct Window {
-  const Collection& all;
-  [[gnu::always_inline]] inline S bar(std::int64_t col) const {
-    return all.threshold.exists() ? all.threshold.as<S>()[col] : S(0);
-  }
-  // NaN is above, and stays visible.
-  [[gnu::always_inline]] static inline bool is_above(S z, S bar) { return !(z <= bar); }
-  [[gnu::always_inline]] inline bool is_near(S z, S bar) const {
-    return absolute(z - bar) < static_cast<S>(all.half_width);
-  }
-};
-
 // How many there are of either kind in each row.
 template <class S>
 struct CountElements {
-  Window<S> window;
+  const Collection& all;
   std::int32_t* above;  // [rows of the tile]
   std::int32_t* near;
 
   [[gnu::always_inline]] inline void operator()(Range rows) const {
-    const Tensor& z = window.all.z;
+    const Tensor& z = all.z;
+    const CollectionWindow<S> window(all);
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
       const S* line = z.as<S>() + row * z.stride;
       std::int32_t count = 0, close = 0;
@@ -50,14 +38,15 @@ struct CountElements {
 
 template <class S>
 struct PutElements {
-  Window<S> window;
+  const Collection& all;
 
   [[gnu::always_inline]] inline void operator()(Range rows) const {
-    const Tensor& z = window.all.z;
+    const Tensor& z = all.z;
+    const CollectionWindow<S> window(all);
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
       const S* line = z.as<S>() + row * z.stride;
-      std::int64_t above = window.all.above.begin(window.all.first + row);
-      std::int64_t near = has_window() ? window.all.near.begin(window.all.first + row) : 0;
+      std::int64_t above = all.above.begin(all.first + row);
+      std::int64_t near = has_window() ? all.near.begin(all.first + row) : 0;
       for (std::int64_t first = 0; first < z.cols; first += kLanes) {
         const std::int64_t end = std::min(z.cols, first + kLanes);
         std::int32_t any = 0;
@@ -68,14 +57,14 @@ struct PutElements {
         if (any == 0) continue;
         for (std::int64_t col = first; col < end; ++col) {
           const S bar = window.bar(col);
-          if (window.is_above(line[col], bar)) put(window.all.above, above++, col, line[col]);
-          if (window.is_near(line[col], bar)) put(window.all.near, near++, col, line[col]);
+          if (window.is_above(line[col], bar)) put(all.above, above++, col, line[col]);
+          if (window.is_near(line[col], bar)) put(all.near, near++, col, line[col]);
         }
       }
     }
   }
 
-  [[gnu::always_inline]] inline bool has_window() const { return window.all.half_width > 0; }
+  [[gnu::always_inline]] inline bool has_window() const { return all.half_width > 0; }
   [[gnu::always_inline]] static inline void put(const Code& code, std::int64_t at, std::int64_t col, S z) {
     code.latents.as<std::int32_t>()[at] = static_cast<std::int32_t>(col);
     code.values.as<S>()[at] = z;
@@ -95,14 +84,14 @@ bool append(const Code& code, std::int64_t first, const std::int32_t* counts, st
 }
 
 template <class S>
-bool collect_tile(const Collection& all, Scratch& scratch, const Parallel& parallel) {
+void collect_tile(const Collection& all, Scratch& scratch, const Parallel& parallel) {
   const std::int64_t rows = all.z.rows;
   Scratch::Lease lease(scratch, doubles_for<std::int32_t>(2 * rows));
   auto* above = aligned<std::int32_t>(lease.data());
   std::int32_t* near = above + rows;
   const Even parts = Even::at_most(rows, kRows);
   parallel(parts.parts,
-           [&](std::int64_t part) { run_at_level(CountElements<S>{{all}, above, near}, parts[part]); });
+           [&](std::int64_t part) { run_at_level(CountElements<S>{all, above, near}, parts[part]); });
   bool fits = append(all.above, all.first, above, rows, all.most_above);
   if (all.half_width > 0) {
     if (!fits) std::fill_n(near, rows, 0);
@@ -112,16 +101,14 @@ bool collect_tile(const Collection& all, Scratch& scratch, const Parallel& paral
       fits = false;
     }
   }
-  if (!fits) return false;
-  parallel(parts.parts, [&](std::int64_t part) { run_at_level(PutElements<S>{{all}}, parts[part]); });
-  return true;
+  *all.listed = fits ? 1 : 0;
+  if (fits) parallel(parts.parts, [&](std::int64_t part) { run_at_level(PutElements<S>{all}, parts[part]); });
 }
 
 }  // namespace
 
-bool collect(const Collection& collection, Scratch& scratch, const Parallel& parallel) {
-  return with_scalar(collection.z.dtype,
-                     [&](auto s) { return collect_tile<decltype(s)>(collection, scratch, parallel); });
+void collect(const Collection& collection, Scratch& scratch, const Parallel& parallel) {
+  with_scalar(collection.z.dtype, [&](auto s) { collect_tile<decltype(s)>(collection, scratch, parallel); });
 }
 
 void sum_by_latent(const Code& code, const Tensor& sums) {

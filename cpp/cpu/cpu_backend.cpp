@@ -143,7 +143,12 @@ class CpuBackend final : public Backend {
     parallel(rows.parts, [&](std::int64_t part) { cpu::decode(decoding, rows[part]); });
   }
 
-  bool collect(const Collection& collection) override { return cpu::collect(collection, scratch_, crew()); }
+  void collect(const Collection& collection) override { cpu::collect(collection, scratch_, crew()); }
+
+  void either(const double* number, const std::function<void()>& yes,
+              const std::function<void()>& no) override {
+    (*number != 0 ? yes : no)();
+  }
 
   void sum_by_latent(const Code& code, Tensor sums) override { cpu::sum_by_latent(code, sums); }
 

@@ -89,7 +89,7 @@ struct Gather {
                                                 Gradient<S>& g) const {
     const std::int64_t features = rows.encoder.cols, outputs = rows.decoder.cols;
     g.sum = 0;
-    if (rows.encoder_gradient.exists()) {
+    if (rows.has_matrices()) {
       std::copy_n(rows.encoder_gradient.as<S>() + latent * rows.encoder_gradient.stride, features, g.encoder);
       std::copy_n(rows.decoder_gradient.as<S>() + latent * rows.decoder_gradient.stride, outputs, g.decoder);
     } else {

@@ -13,7 +13,7 @@ void select_dead(const DeadSelection& selection, Precision precision, Scratch& s
                  const Parallel& parallel);
 // Whether what is not 0 of a tile has room in the code, and then is there.
 bool list_elements(const Tensor& tile, const Code& code, const Parallel& parallel);
-bool collect(const Collection& collection, Scratch& scratch, const Parallel& parallel);
+void collect(const Collection& collection, Scratch& scratch, const Parallel& parallel);
 void sum_by_latent(const Code& code, const Tensor& sums);
 void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
                    const Tensor& fired, Scratch& scratch, const Parallel& parallel);

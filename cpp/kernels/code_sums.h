@@ -17,6 +17,7 @@ struct CodeSums {
   double sparsity;           // sum of w times the sparsity penalty of the row
   double pre_act;            // the same of the pre-activation penalty
   double smallest;           // element that a batch selection kept
+  double dense_tiles;        // tiles that are no lists
   // What a row's weight times an error is multiplied by to give its part of the gradient.
   double factor, auxiliary_factor, gate_factor;
 };

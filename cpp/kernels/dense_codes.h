@@ -150,6 +150,15 @@ struct BackwardCode : SumsColumns<S, BackwardSums::count> {
   }
 };
 
+// A tile that was multiplied.
+struct CountTile : EachElement<double> {
+  CodeSums* numbers;
+  FS_HD double operator()(std::int64_t, std::int64_t, double z, double*) const {
+    numbers->dense_tiles += 1;
+    return z;
+  }
+};
+
 struct GateSums {
   static constexpr int count = 4;
   enum { gate, magnitude, gain, delta };

@@ -91,7 +91,7 @@ template <class S>
 using CollectedCodeKernels =
     TypeList<ForwardElement<S>, BackwardElement<S>, ForwardGateElement<S>, BackwardGateElement<S>>;
 using CodeScalarKernels =
-    TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull>;
+    TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull, CountTile>;
 
 // clang-format off: a group on a line
 template <class S>

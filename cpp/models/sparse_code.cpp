@@ -254,9 +254,10 @@ LatentRows SparseCode::latent_rows(bool project) const {
   rows.slots = errors_per_row();
   rows.inputs = input_;
   rows.errors = *errors_;
-  if (dense_ && dense_tiles_ > 0) {
+  if (dense_) {
     rows.encoder_gradient = *encoder_gradient_;
     rows.decoder_gradient = *decoder_gradient_;
+    if (collects()) rows.matrices = &sums()->dense_tiles;
   }
   // A pull along a row is all that a projection leaves out: nothing of it must come back by rounding.
   if (dense_ && pulls() && !project) rows.pull = *pull_;

@@ -1,6 +1,8 @@
 // Overcomplete dictionaries: an encoder, a decoder, and a code that is mostly zero.
 #pragma once
 
+#include <functional>
+
 #include "kernels/list.h"
 #include "models/model.h"
 
@@ -114,8 +116,9 @@ class SparseCode final : public Model {
   void gated_tile(const Rows& part);
   template <class S>
   void count_rows(const Rows& part, const Tensor& code);
-  bool multiply_or_collect(const Rows& part, const Tensor& product, const Kernel* begin,
-                           const Kernel& forward);
+  void take_tile(const Rows& part, const Tensor& product, const Kernel* begin, const Kernel& forward,
+                 const std::function<void()>& rest);
+  void add_gradients(const Rows& part, const Tensor& code, const Tensor& delta);
   template <class S>
   PenaltySlopes<S> penalty_slopes() const;
   template <class S>
@@ -128,7 +131,9 @@ class SparseCode final : public Model {
   void close_tiles(std::int64_t rows);
   // Of tiles that go on as lists.
   bool collects() const;
-  bool collect_tile(const Rows& part, const Tensor& product);
+  void collect_tile(const Rows& part, const Tensor& product);
+  double* listed(const Rows& part) const;
+  void if_listed(const Rows& part, const std::function<void()>& body);
   Code code_of(const Selected& list) const;
   template <class S, class K>
   void pass_elements(K kernel, const Selected& list, const Tensor& numbers, const Tensor& sums, int first,
@@ -171,8 +176,8 @@ class SparseCode final : public Model {
   Tensor *gate_bars_ = nullptr, *passing_ = nullptr;
   Tensor *row_counts_ = nullptr, *row_slopes_ = nullptr, *row_penalty_ = nullptr;
   Selected main_, auxiliary_, near_, opening_;
-  std::int64_t dense_tiles_ = 0;  // of this step
-  std::vector<Rows> collected_;   // its other tiles
+  Tensor* listed_ = nullptr;  // of each tile 1 if it goes on as a list, else 0
+  std::vector<Rows> tiles_;   // of the batch, where some may
   Tile tile_;
   LatentIndex index_;
   Tensor* index_parts_[6] = {};

@@ -19,7 +19,9 @@ void SparseCode::declare_lists(Arena& scratch, std::int64_t rows) {
   const auto make = [&](const char* name, std::int64_t cols) {
     return &scratch.declare(name, 1, cols, spec_.dtype);
   };
-  collected_.reserve(static_cast<std::size_t>(rows / tile_rows(rows) + 1));
+  const std::int64_t tiles = rows / tile_rows(rows) + 1;
+  tiles_.reserve(static_cast<std::size_t>(tiles));
+  listed_ = &scratch.declare("listed", 1, tiles, DType::f64);
   element_sums_ = make("element_sums", std::max(kElementSums * above, (counts_rows() ? 2 : 1) * near));
   declare_selected(scratch, main_, "above", rows, above);
   if (is("jump_relu")) declare_selected(scratch, near_, "near", rows, near);
@@ -31,28 +33,31 @@ void SparseCode::declare_lists(Arena& scratch, std::int64_t rows) {
 }
 
 // Whether a tile with few elements goes on as a list of them. The penalty on dead latents looks at all of theirs.
-bool SparseCode::collects() const { return code_.latents >= kAboveShare && constants().pre_act_weight == 0; }
+bool SparseCode::collects() const {
+  return code_.latents >= kAboveShare && constants().pre_act_weight == 0 && backend_.chooses();
+}
+
+double* SparseCode::listed(const Rows& part) const {
+  return listed_->as<double>() + part.first / tile_rows(batch_.rows());
+}
+
+void SparseCode::if_listed(const Rows& part, const std::function<void()>& body) {
+  backend_.either(listed(part), body, [] {});
+}
 
 Code SparseCode::code_of(const Selected& list) const {
   return {batch_.rows(), shaped(*list.starts, 1, batch_.rows() + 1), 0, *list.latents, *list.values};
 }
 
 // Of a gated code the open gates are collected.
-bool SparseCode::collect_tile(const Rows& part, const Tensor& product) {
+void SparseCode::collect_tile(const Rows& part, const Tensor& product) {
   const std::int64_t rows = product.rows;
   const bool windowed = is("jump_relu");
   const Tensor* bars = is("gated") ? gate_bars_ : w_.threshold;
-  const Collection tile{product,
-                        bars == nullptr ? Tensor{} : *bars,
-                        windowed ? code_.bandwidth / 2 : 0,
-                        part.first,
-                        code_of(main_),
-                        windowed ? code_of(near_) : Code{},
-                        rows * (code_.latents / kAboveShare),
-                        rows * (code_.latents / kNearShare)};
-  if (!backend_.collect(tile)) return false;
-  collected_.push_back(part);
-  return true;
+  backend_.collect({product, bars == nullptr ? Tensor{} : *bars, windowed ? code_.bandwidth / 2 : 0,
+                    part.first, code_of(main_), windowed ? code_of(near_) : Code{},
+                    rows * (code_.latents / kAboveShare), rows * (code_.latents / kNearShare), listed(part)});
+  tiles_.push_back(part);
 }
 
 // Runs a kernel on numbers of a list's elements; what it sums of each is added to sums [first, first + count) of its
@@ -85,8 +90,12 @@ void SparseCode::add_thresholded_lists() {
   };
   forward(main_, 0, kElementSums);
   if (windowed) forward(near_, ForwardSums::near, 1);
-  if (counts_rows())
-    for (const Rows& part : collected_) count_rows<S>(part, {});
+  if (counts_rows()) {
+    for (const Rows& part : tiles_) {
+      const auto count = [&] { count_rows<S>(part, {}); };
+      if_listed(part, std::ref(count));
+    }
+  }
   const Code above = code_of(main_);
   decode_lists(above, 0, *main_.slopes);
   if (!with_gradient_) return;
@@ -122,7 +131,7 @@ void SparseCode::add_gated_lists() {
 // The errors of what the lists of tiles decode to, their losses, and the slopes of the elements.
 void SparseCode::decode_lists(const Code& code, std::int64_t slot, const Tensor& slopes) {
   const std::int64_t slots = errors_per_row();
-  for (const Rows& part : collected_) {
+  for (const Rows& part : tiles_) {
     const std::int64_t count = part.inputs.rows;
     const auto of_tile = [&](Code whole) {
       whole.rows = count;
@@ -142,13 +151,14 @@ void SparseCode::decode_lists(const Code& code, std::int64_t slot, const Tensor&
       decoding.more = of_tile(code_of(near_));
       decoding.more_slopes = *near_.slopes;
     }
-    backend_.decode(decoding);
+    const auto decode = [&] { backend_.decode(decoding); };
+    if_listed(part, std::ref(decode));
   }
 }
 
-// Of all tiles that are lists.
+// Of all tiles that are lists, if some are.
 void SparseCode::add_lists() {
-  if (collected_.empty()) return;
+  if (!collects()) return;
   with_scalar(spec_.dtype, [&](auto s) {
     using S = decltype(s);
     if (is("gated"))

@@ -58,11 +58,11 @@ void SparseCode::declare_scratch(Arena& scratch, std::int64_t rows) {
   };
   scalar_ = doubles("scalar", 1, 1);
   sums_ = doubles("code_sums", 1, sizeof(CodeSums) / sizeof(double));
-  if (code_.pre_bias) inputs_ = &scratch.declare("inputs", rows, d, s);
+  if (code_.pre_bias) inputs_ = &scratch.declare("inputs", rows, d, s, backend_.wants_shadows());
   const std::int64_t slots = errors_per_row();
   FS_REQUIRE(rows * slots <= INT32_MAX, "batch_size: ", rows, " rows with ", slots,
              " errors each are more than ", INT32_MAX);
-  errors_ = &scratch.declare("errors", rows * slots, o, s);
+  errors_ = &scratch.declare("errors", rows * slots, o, s, dense_ && backend_.wants_shadows());
   if (code_.skip) extra_ = &scratch.declare("skipped", rows, o, s);
   norms_ = &scratch.declare("norms", 1, n, s);
   losses_ = doubles("row_losses", rows, 1);
@@ -114,7 +114,7 @@ const Tensor& SparseCode::gradient_of(const Tensor* value) const {
 }
 
 LatentIndex SparseCode::index() const {
-  if (dense_ && collected_.empty()) return {};
+  if (dense_ && !collects()) return {};
   const auto& part = index_parts_;
   return {*part[0], *part[1], *part[2], *part[3], *part[4], *part[5]};
 }

@@ -1,5 +1,6 @@
 // A step of ReLU, JumpReLU or Gated codes: a tile of rows x latents at a time, forward and backward while it is there.
 #include <algorithm>
+#include <functional>
 
 #include "models/sparse_code.h"
 
@@ -21,10 +22,14 @@ std::int64_t SparseCode::tile_rows(std::int64_t rows) const {
 
 void SparseCode::declare_tiles(Arena& scratch, std::int64_t rows) {
   const std::int64_t n = code_.latents, tile = tile_rows(rows);
-  const auto make = [&](const char* name) { return &scratch.declare(name, tile, n, spec_.dtype); };
+  // A gate writes its code beside what it is the kernel of, and no shadow.
+  const bool shadows = backend_.wants_shadows();
+  const auto make = [&](const char* name, bool shadowed = false) {
+    return &scratch.declare(name, tile, n, spec_.dtype, shadowed);
+  };
   tile_.z = make("tile_z");
-  tile_.code = make("tile_code");
-  tile_.delta = make("tile_delta");
+  tile_.code = make("tile_code", shadows && !is("gated"));
+  tile_.delta = make("tile_delta", shadows);
   forward_sums_ = &scratch.declare("forward_sums", ForwardSums::count, n, DType::f64);
   backward_sums_ =
       &scratch.declare("backward_sums", std::max(BackwardSums::count, GateSums::count), n, DType::f64);
@@ -82,8 +87,7 @@ Tensor SparseCode::errors_of(std::int64_t slot, std::int64_t first, std::int64_t
 
 void SparseCode::accumulate_tiles(const Batch& batch) {
   const std::int64_t rows = batch.rows(), tile = tile_rows(rows);
-  dense_tiles_ = 0;
-  collected_.clear();
+  tiles_.clear();
   backend_.fill(*forward_sums_, 0);
   if (counts_rows()) backend_.fill(*row_penalty_, 0);
   if (with_gradient_) backend_.fill(*backward_sums_, 0);
@@ -111,18 +115,21 @@ void SparseCode::accumulate_tiles(const Batch& batch) {
   close_tiles(rows);
 }
 
-// A tile's product. One with few elements becomes a list; `forward` takes another.
-bool SparseCode::multiply_or_collect(const Rows& part, const Tensor& product, const Kernel* begin,
-                                     const Kernel& forward) {
+// A tile's product. One with few elements becomes a list; `forward` takes another, and `rest` goes on with it.
+void SparseCode::take_tile(const Rows& part, const Tensor& product, const Kernel* begin,
+                           const Kernel& forward, const std::function<void()>& rest) {
   const Factor weight{*w_.encoder, true};
   if (!collects()) {
     backend_.product({part.inputs}, weight, product, false, &forward, {*forward_sums_, true});
-    return false;
+    return rest();
   }
   backend_.product({part.inputs}, weight, product, false, begin, {});
-  if (collect_tile(part, product)) return true;
-  backend_.map(product, forward, {*forward_sums_, true});
-  return false;
+  collect_tile(part, product);
+  const auto as_it_is = [&] {
+    backend_.map(product, forward, {*forward_sums_, true});
+    rest();
+  };
+  backend_.either(listed(part), [] {}, std::ref(as_it_is));
 }
 
 // The error of what a tile's code decodes to, and its loss.
@@ -142,15 +149,31 @@ void SparseCode::thresholded_tile(const Rows& part) {
   const Thresholded<S> how = thresholded<S>(part.weight, part.first);
   const Kernel add_bias = as_kernel(AddExtra<S>{{}, w_.bias->as<S>(), {}});
   const Kernel forward = as_kernel(ForwardCode<S>{{}, how, z.view<S>()});
-  if (multiply_or_collect(part, code, &add_bias, forward)) return;
-  if (counts_rows()) count_rows<S>(part, code);
-  decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
-  if (!with_gradient_) return;
-  const bool add = dense_tiles_++ > 0;
-  const Kernel backward = as_kernel(BackwardCode<S>{{}, how, z.view<const S>(), penalty_slopes<S>()});
-  backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, true});
-  backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
-  backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
+  const auto rest = [&] {
+    if (counts_rows()) count_rows<S>(part, code);
+    decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
+    if (!with_gradient_) return;
+    const Kernel backward = as_kernel(BackwardCode<S>{{}, how, z.view<const S>(), penalty_slopes<S>()});
+    backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, true});
+    add_gradients(part, code, delta);
+  };
+  take_tile(part, code, &add_bias, forward, std::ref(rest));
+}
+
+// What a tile that was multiplied adds to the gradients of the matrices; the first one of a step begins them.
+void SparseCode::add_gradients(const Rows& part, const Tensor& code, const Tensor& delta) {
+  const auto products = [&](bool add) {
+    backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
+    backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
+  };
+  if (!collects() || part.first == 0) {
+    products(part.first > 0);
+  } else {
+    const auto more = [&] { products(true); };
+    const auto first = [&] { products(false); };
+    backend_.either(&sums()->dense_tiles, std::ref(more), std::ref(first));
+  }
+  if (collects()) scalar_pass(as_kernel(CountTile{{}, sums()}));
 }
 
 // What each row of a tile pays for the number of its latents, and the slope of that by the number: `code` is the tile, or
@@ -191,19 +214,19 @@ void SparseCode::gated_tile(const Rows& part) {
                gate_errors = errors_of(1, part.first, count);
   const GateParameters<S> how = gate<S>(part.weight, *gain_);
   const Kernel forward = as_kernel(ForwardGate<S>{{}, how, code.view<S>(), opening.view<S>()});
-  if (multiply_or_collect(part, p, nullptr, forward)) return;
-  decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
-  decode_tile<S>(part, opening, {}, &sums()->gate_factor, gate_errors, part.gate_losses);
-  if (!with_gradient_) return;
-  const bool add = dense_tiles_++ > 0;
-  backend_.product({gate_errors}, {*w_.decoder, true}, opening_slope, false, nullptr, {});
-  const Kernel backward = as_kernel(
-      BackwardGate<S>{{}, how, p.view<const S>(), opening_slope.view<const S>(), penalty_slopes<S>()});
-  backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, true});
-  backend_.product({code, true}, {part.errors}, *decoder_gradient_, add, nullptr, {});
-  backend_.product({delta, true}, {part.inputs}, *encoder_gradient_, add, nullptr, {});
-  if (code_.gate_detached) return;
-  backend_.product({opening, true}, {gate_errors}, *decoder_gradient_, true, nullptr, {});
+  const auto rest = [&] {
+    decode_tile<S>(part, code, part.extra, &sums()->factor, part.errors, part.losses);
+    decode_tile<S>(part, opening, {}, &sums()->gate_factor, gate_errors, part.gate_losses);
+    if (!with_gradient_) return;
+    backend_.product({gate_errors}, {*w_.decoder, true}, opening_slope, false, nullptr, {});
+    const Kernel backward = as_kernel(
+        BackwardGate<S>{{}, how, p.view<const S>(), opening_slope.view<const S>(), penalty_slopes<S>()});
+    backend_.product({part.errors}, {*w_.decoder, true}, delta, false, &backward, {*backward_sums_, true});
+    add_gradients(part, code, delta);
+    if (code_.gate_detached) return;
+    backend_.product({opening, true}, {gate_errors}, *decoder_gradient_, true, nullptr, {});
+  };
+  take_tile(part, p, nullptr, forward, std::ref(rest));
 }
 
 // Sums over all rows become the parts of J and the gradients of vectors.

@@ -26,6 +26,12 @@ class LikeTheCpu : public Backend {
   void encode_select_batch(const BatchSelection& selection) override { cpu_->encode_select_batch(selection); }
   void select_dead(const DeadSelection& selection) override { cpu_->select_dead(selection); }
   void decode(const Decoding& decoding) override { cpu_->decode(decoding); }
+  void collect(const Collection& collection) override { cpu_->collect(collection); }
+  void sum_by_latent(const Code& code, Tensor sums) override { cpu_->sum_by_latent(code, sums); }
+  void either(const double* number, const std::function<void()>& yes,
+              const std::function<void()>& no) override {
+    cpu_->either(number, yes, no);
+  }
   void write_code(const Code& code, Tensor rows) override { cpu_->write_code(code, rows); }
   void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
                      Tensor fired) override {

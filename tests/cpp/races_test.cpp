@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "collect.h"
 #include "core/error.h"
 #include "dead.h"
 #include "decode.h"
@@ -274,6 +275,50 @@ void codes() {
     d.losses = {losses.data(), 1, rows, rows, DType::f64};
     decode_rows(play, d);
   });
+  same_codes<S>("decode, with elements whose slopes alone are wanted", rows * outputs + 2 * count,
+                [&](const Played& play, S* to) {
+                  std::vector<double> losses(rows);
+                  const double factor = 0.5;
+                  std::vector<S> ones(rows, S(1));
+                  Decoding d{};
+                  d.code = d.more = code, d.weight = matrix(decoder, latents, outputs);
+                  d.target = matrix(target, rows, outputs);
+                  d.prefixes.ends[0] = latents, d.prefixes.weights[0] = 1;
+                  d.row_weight = matrix(ones, 1, rows), d.factor = &factor;
+                  d.errors = {to, rows, outputs, outputs, dtype_of<S>};
+                  d.slopes = {to + rows * outputs, 1, count, count, dtype_of<S>};
+                  d.more_slopes = {to + rows * outputs + count, 1, count, count, dtype_of<S>};
+                  d.losses = {losses.data(), 1, rows, rows, DType::f64};
+                  decode_rows(play, d);
+                });
+  same_codes<S>("collected", 2 * rows * latents + latents, [&](const Played& play, S* to) {
+    auto z = rough_numbers<S>(rows * latents, 8);
+    std::vector<std::int32_t> starts(rows + 1), near_starts(rows + 1), found(rows * latents),
+        near_found(rows * latents);
+    constexpr std::int64_t room = rows * latents;
+    const auto code_of = [&](std::vector<std::int32_t>& begins, std::vector<std::int32_t>& which, S* kept) {
+      return Code{rows,
+                  {begins.data(), 1, rows + 1, rows + 1, DType::i32},
+                  0,
+                  {which.data(), 1, room, room, DType::i32},
+                  {kept, 1, room, room, dtype_of<S>}};
+    };
+    const Code above = code_of(starts, found, to), near = code_of(near_starts, near_found, to + room);
+    double listed = 0;
+    std::vector<double> sums(latents);
+    for (std::int64_t first = 0; first < rows; first += 4) {
+      const Tensor part = matrix(z, rows, latents).slice_rows(first, std::min<std::int64_t>(4, rows - first));
+      CollectWork work({part, matrix(bias, 1, latents), 0.2, first, above, near, room, room, &listed});
+      std::vector<std::int32_t> memory(work.bytes() / sizeof(std::int32_t));
+      work.use(memory.data());
+      collect_elements(play, work);
+    }
+    LatentSums all(near, {sums.data(), 1, latents, latents, DType::f64});
+    std::vector<double> parts(all.bytes() / sizeof(double));
+    all.use(parts.data());
+    sum_latents(play, all);
+    for (std::size_t i = 0; i < latents; ++i) to[2 * room + i] = static_cast<S>(sums[i]);
+  });
   same_codes<double>("latents", 3 * latents + 2 * count, [&](const Played& play, double* to) {
     std::vector<std::int32_t> begins(latents + 1), slots(count), segments(4);
     std::vector<S> partials(2 * (features + outputs)), sums(latents);
@@ -326,6 +371,11 @@ void codes() {
     std::vector<double> memory(work.bytes() / sizeof(double) + 1);
     work.use(memory.data());
     select_among_dead(play, work);
+    if constexpr (sizeof(S) == 4) {
+      select_among_dead(play, work, [&](auto, std::int64_t first, std::int64_t some) {
+        play(ScoreDeadByCores<EmulatedTf32>{work, first, some}, work.score_blocks(some));
+      });
+    }
   });
   same_codes<S>("batch", 50, [&](const Played& play, S* to) {
     std::vector<std::int32_t> starts(rows + 1), found(50);

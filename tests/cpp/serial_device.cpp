@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "collect.h"
 #include "core/error.h"
 #include "dead.h"
 #include "decode.h"
@@ -260,6 +261,18 @@ class SerialDevice final : public Backend {
     select_among_dead(launch(), work);
   }
   void decode(const Decoding& decoding) override { decode_rows(launch(), decoding); }
+  void collect(const Collection& collection) override {
+    CollectWork work(collection);
+    const Memory scratch = scratch_of(work.bytes());
+    work.use(scratch.get());
+    collect_elements(launch(), work);
+  }
+  void sum_by_latent(const Code& code, Tensor sums) override {
+    LatentSums all(code, sums);
+    const Memory scratch = scratch_of(all.bytes());
+    all.use(scratch.get());
+    sum_latents(launch(), all);
+  }
   void write_code(const Code& code, Tensor rows) override { write_code_rows(launch(), code, rows); }
   void index_latents(std::span<const CodeGradient> codes, std::int64_t slots, const LatentIndex& index,
                      Tensor fired) override {
@@ -342,6 +355,15 @@ class SerialDevice final : public Backend {
     body();
     recording_ = nullptr;
   }
+  // Both are recorded before either runs.
+  void either(const double* number, const std::function<void()>& yes,
+              const std::function<void()>& no) override {
+    if (recording_ == nullptr) return (*number != 0 ? yes : no)();
+    const std::array<Calls, 2> both{recorded(yes), recorded(no)};
+    begin([number, both] {
+      for (const auto& call : both[*number != 0 ? 0 : 1]) call();
+    });
+  }
   std::int64_t steps_in_flight() const override { return kStepsInFlight; }
   void poll() override {}
 
@@ -359,8 +381,18 @@ class SerialDevice final : public Backend {
       std::memcpy(to.slice_rows(row, 1).data, from.slice_rows(row, 1).data, from.row_bytes());
     }
   }
+  // What a branch of a step does, which is not done yet.
+  Calls recorded(const std::function<void()>& body) {
+    Calls calls;
+    const bool before = std::exchange(waiting_, true);
+    Calls* const outer = std::exchange(recording_, &calls);
+    body();
+    recording_ = outer;
+    waiting_ = before;
+    return calls;
+  }
   void begin(std::function<void()> call) {
-    call();
+    if (!waiting_) call();
     if (recording_ != nullptr) recording_->push_back(std::move(call));
   }
   void outside_of_steps() const {
@@ -369,6 +401,7 @@ class SerialDevice final : public Backend {
 
   std::map<std::int64_t, Calls> records_;
   Calls* recording_ = nullptr;
+  bool waiting_ = false;
 };
 
 }  // namespace
