@@ -188,7 +188,7 @@ void collect_elements(const Launch& launch, const CollectWork& work) {
   });
 }
 
-// Sums of a code's values by latent. A block adds up a chunk of rows one after the other; within a row no latent comes
+// Adds a code's values to sums by latent. A block adds up a chunk of rows one after the other; within a row no latent comes
 // twice, so that its members never meet.
 struct LatentSums {
   Code code;
@@ -242,7 +242,7 @@ struct AddChunks {
     team.phase([&](int member, NoState&) {
       const std::int64_t latent = block * members + member;
       if (latent < all.latents())
-        add_parts(latent, all.parts, all.chunks, all.latents(), false, all.sums.as<double>());
+        add_parts(latent, all.parts, all.chunks, all.latents(), true, all.sums.as<double>());
     });
   }
 };

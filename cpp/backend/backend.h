@@ -158,7 +158,7 @@ class Backend {
   // The gradient as matrices, before projection.
   virtual void write_latents(const LatentRows& rows, Tensor encoder, Tensor decoder) = 0;
   virtual void update_latents(const LatentRows& rows, const LatentUpdate& update) = 0;
-  // Adds up the values of a code by latent, [1 x latents] of f64, row after row.
+  // Adds the values of a code to sums [1 x latents] of f64 by latent, row after row.
   virtual void sum_by_latent(const Code& code, Tensor sums) = 0;
   // The Euclidean norm of each row, [1 x rows] of its type.
   virtual void row_norms(Tensor of, Tensor norms) = 0;

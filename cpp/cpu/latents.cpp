@@ -63,7 +63,9 @@ struct Gather {
   [[gnu::always_inline]] inline void add(std::int64_t at, std::int64_t end, Gradient<S>& g) const {
     constexpr int kAtOnce = 4;
     for (; at + kAtOnce <= end; at += kAtOnce) add_some<kAtOnce>(at, g);
-    for (; at < end; ++at) add_some<1>(at, g);
+    if (end - at == 3) return add_some<3>(at, g);
+    if (end - at == 2) return add_some<2>(at, g);
+    if (end - at == 1) add_some<1>(at, g);
   }
 
   template <int count>
@@ -129,9 +131,10 @@ struct Gather {
   [[gnu::always_inline]] inline void project(std::int64_t latent, S* gradient) const {
     const std::int64_t outputs = rows.decoder.cols;
     const S* row[1] = {rows.decoder.as<S>() + latent * rows.decoder.stride};
-    const S square = dot(row[0], row[0], outputs);
-    if (square == S(0)) return;
-    const S share = -dot(gradient, row[0], outputs) / square;
+    S sums[2];  // of the row's squares, and of its products with the gradient
+    dot_two(row[0], row[0], gradient, outputs, sums);
+    if (sums[0] == S(0)) return;
+    const S share = -sums[1] / sums[0];
     add_scaled<S, 1>(gradient, row, &share, outputs);
   }
 };

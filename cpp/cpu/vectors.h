@@ -5,7 +5,7 @@
 
 namespace fastsae::cpu {
 
-constexpr std::int64_t kVectorLanes = 16;  // partial sums of a dot product
+constexpr std::int64_t kVectorLanes = 32;  // partial sums of a dot product
 
 // y += sum of a[i] x[i].
 template <class S, int count>
@@ -23,9 +23,12 @@ template <class S, int count>
 
 template <class S>
 [[gnu::always_inline]] inline S sum_of(const S* lanes) {
-  S sum[4];
-  for (int i = 0; i < 4; ++i) sum[i] = (lanes[i] + lanes[i + 4]) + (lanes[i + 8] + lanes[i + 12]);
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  S sum[kVectorLanes / 2];
+  for (std::int64_t i = 0; i < kVectorLanes / 2; ++i) sum[i] = lanes[i] + lanes[i + kVectorLanes / 2];
+  for (std::int64_t half = kVectorLanes / 4; half > 0; half /= 2) {
+    for (std::int64_t i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  return sum[0];
 }
 
 template <class S>

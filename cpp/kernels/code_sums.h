@@ -17,7 +17,6 @@ struct CodeSums {
   double sparsity;           // sum of w times the sparsity penalty of the row
   double pre_act;            // the same of the pre-activation penalty
   double smallest;           // element that a batch selection kept
-  double listed;             // 1 if the latest tile goes on as a list, else 0
   double dense_tiles;        // tiles before it that did not
   // What a row's weight times an error is multiplied by to give its part of the gradient.
   double factor, auxiliary_factor, gate_factor;

@@ -28,9 +28,27 @@ struct ForwardSums {
   enum { active, weighted, penalty, by_norm, below, near };
 };
 
+// Sums of a column: delta; near the threshold the slope by the element; weights of a dead latent's elements below it.
+struct BackwardSums {
+  static constexpr int count = 3;
+  enum { delta, near_slope, below };
+};
+
+// What is the same for all elements of a step's penalties: their slopes but for what each element adds.
+template <class S>
+struct PenaltySlopes {
+  double sparsity_weight, pre_act_weight;
+  const StepScalars* step;
+  S sparsity = 0, pre_act = 0;
+  FS_HD void load() {
+    sparsity = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
+    pre_act = static_cast<S>(pre_act_weight * step->inverse_total);
+  }
+};
+
 template <class S>
 struct Thresholded {
-  const S* bias;        // [cols]
+  const S* bias;        // [cols], or null: z has it
   const S* threshold;   // [cols], or null: 0
   const S* norms;       // [cols], of the penalty, or null: 1
   const S* weight;      // [rows]
@@ -42,63 +60,61 @@ struct Thresholded {
   CodePenalty penalty;
   FS_HD bool is_near(S z, S bar) const { return absolute(z - bar) < half_width; }
   FS_HD S bar(std::int64_t col) const { return threshold == nullptr ? S(0) : threshold[col]; }
-  FS_HD S norm(std::int64_t col) const { return norms == nullptr ? S(1) : norms[col]; }
   FS_HD bool is_dead(std::int64_t col) const { return since != nullptr && since[col] > limit; }
+  FS_HD ElementCost<S> cost(S a, std::int64_t col) const {
+    return element_cost(penalty, a, norms == nullptr ? S(1) : norms[col], tanh_scale);
+  }
+
+  // a = z where it is above the threshold, else 0.
+  FS_HD S forward(S z, std::int64_t row, std::int64_t col, S* sum) const {
+    const S least = bar(col), w = weight[row];
+    const bool off = z <= least;  // NaN is on, and stays visible
+    const S a = off ? S(0) : z;
+    const ElementCost<S> price = cost(a, col);
+    sum[ForwardSums::active] = off ? S(0) : S(1);
+    sum[ForwardSums::weighted] = off ? S(0) : w;
+    sum[ForwardSums::penalty] = w * price.value;
+    sum[ForwardSums::by_norm] = w * price.by_norm;
+    sum[ForwardSums::below] = is_dead(col) && z < least ? w * (least - z) : S(0);
+    sum[ForwardSums::near] = is_near(z, least) ? w : S(0);
+    return a;
+  }
+
+  // The slope by the coefficient becomes that by z.
+  FS_HD S backward(S z, S slope, const PenaltySlopes<S>& by, std::int64_t row, std::int64_t col,
+                   S* sum) const {
+    const S least = bar(col), w = weight[row];
+    const bool on = z > least, below = is_dead(col) && z < least;
+    const S g = slope + w * by.sparsity * cost(on ? z : S(0), col).by_activation;
+    const S delta = (on ? g : S(0)) - (below ? w * by.pre_act * lengths[col] : S(0));
+    sum[BackwardSums::delta] = delta;
+    sum[BackwardSums::near_slope] = is_near(z, least) ? g : S(0);
+    sum[BackwardSums::below] = below ? w : S(0);
+    return delta;
+  }
 };
 
-// Training: the product's z becomes a = z where it is above the threshold, else 0.
 template <class S>
 struct ForwardCode : SumsColumns<S, ForwardSums::count> {
   static constexpr bool epilogue = true;
   Thresholded<S> code;
   View<S> keep;  // z with its bias
   FS_HD S operator()(std::int64_t row, std::int64_t col, S product, S* sum) const {
-    const S z = product + code.bias[col], bar = code.bar(col), w = code.weight[row];
-    const bool off = z <= bar;  // NaN is on, and stays visible
-    const S a = off ? S(0) : z;
+    const S z = code.bias == nullptr ? product : product + code.bias[col];
     keep(row, col) = z;
-    const ElementCost<S> cost = element_cost(code.penalty, a, code.norm(col), code.tanh_scale);
-    sum[ForwardSums::active] = off ? S(0) : S(1);
-    sum[ForwardSums::weighted] = off ? S(0) : w;
-    sum[ForwardSums::penalty] = w * cost.value;
-    sum[ForwardSums::by_norm] = w * cost.by_norm;
-    sum[ForwardSums::below] = code.is_dead(col) && z < bar ? w * (bar - z) : S(0);
-    sum[ForwardSums::near] = code.is_near(z, bar) ? w : S(0);
-    return a;
+    return code.forward(z, row, col, sum);
   }
 };
 
-// Sums of a column: delta; near the threshold the slope by the element; weights of a dead latent's elements below it.
-struct BackwardSums {
-  static constexpr int count = 3;
-  enum { delta, near_slope, below };
-};
-
-// The slope by the coefficient becomes that by z.
 template <class S>
 struct BackwardCode : SumsColumns<S, BackwardSums::count> {
   static constexpr bool epilogue = true;
   Thresholded<S> code;
   View<const S> z;
-  double sparsity_weight, pre_act_weight;
-  const StepScalars* step;
-  S penalty_slope = 0, pre_act_slope = 0;
-  FS_HD void load() {
-    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
-    pre_act_slope = static_cast<S>(pre_act_weight * step->inverse_total);
-  }
+  PenaltySlopes<S> by;
+  FS_HD void load() { by.load(); }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S slope, S* sum) const {
-    const S at = z(row, col), bar = code.bar(col), w = code.weight[row];
-    const bool on = at > bar;
-    const S a = on ? at : S(0);
-    const S g = slope + w * penalty_slope *
-                            element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
-    const bool below = code.is_dead(col) && at < bar;
-    const S delta = (on ? g : S(0)) - (below ? w * pre_act_slope * code.lengths[col] : S(0));
-    sum[BackwardSums::delta] = delta;
-    sum[BackwardSums::near_slope] = code.is_near(at, bar) ? g : S(0);
-    sum[BackwardSums::below] = below ? w : S(0);
-    return delta;
+    return code.backward(z(row, col), slope, by, row, col, sum);
   }
 };
 
@@ -111,44 +127,9 @@ struct CountTile : EachElement<double> {
   }
 };
 
-// The same for elements that were collected.
-template <class S>
-struct ElementSlope : EachElement<S> {
-  Thresholded<S> code;
-  const std::int32_t* starts;  // [rows + 1]
-  const std::int32_t* latents;
-  const S* z;
-  std::int64_t rows;
-  double sparsity_weight;
-  const StepScalars* step;
-  S penalty_slope = 0;
-  FS_HD void load() {
-    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
-  }
-  FS_HD S operator()(std::int64_t, std::int64_t element, S slope, S*) const {
-    if (element >= starts[rows]) return slope;
-    std::int64_t low = 0, high = rows;  // the row is in [low, high)
-    while (high - low > 1) {
-      const std::int64_t middle = (low + high) / 2;
-      (starts[middle] <= element ? low : high) = middle;
-    }
-    const std::int64_t col = latents[element];
-    const S a = z[element] <= code.bar(col) ? S(0) : z[element];
-    return slope + code.weight[low] * penalty_slope *
-                       element_cost(code.penalty, a, code.norm(col), code.tanh_scale).by_activation;
-  }
-};
-
-// A bias gradient from the sums of tiles and of collected elements; sums its square.
-template <class S>
-struct CodeBiasGradient : SumsColumns<S, 1> {
-  const double* tiles;  // [cols]
-  const S* elements;    // [cols]
-  FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
-    const S g = static_cast<S>(tiles[col] + static_cast<double>(elements[col]));
-    sum[0] = g * g;
-    return g;
-  }
+struct GateSums {
+  static constexpr int count = 4;
+  enum { gate, magnitude, gain, delta };
 };
 
 // pi = p + b_gate opens the gate, exp(r) p + b_mag is what passes.
@@ -161,60 +142,63 @@ struct GateParameters {
   const S* weight;  // [rows]
   FS_HD S magnitude(S p, std::int64_t col) const { return gain[col] * p + magnitude_bias[col]; }
   FS_HD S norm(std::int64_t col) const { return norms == nullptr ? S(1) : norms[col]; }
+
+  // a, and `opening` = max(pi, 0).
+  FS_HD S forward(S p, S& opening, std::int64_t row, std::int64_t col, S* sum) const {
+    const S pi = p + gate_bias[col], passing = magnitude(p, col), w = weight[row];
+    const bool shut = pi <= S(0), off = shut || passing <= S(0);
+    opening = shut ? S(0) : pi;
+    sum[ForwardSums::active] = off ? S(0) : S(1);
+    sum[ForwardSums::weighted] = off ? S(0) : w;
+    sum[ForwardSums::penalty] = w * opening * norm(col);
+    sum[ForwardSums::by_norm] = w * opening;
+    sum[ForwardSums::below] = sum[ForwardSums::near] = S(0);
+    return off ? S(0) : passing;
+  }
+
+  // The slopes by both become that by p.
+  FS_HD S backward(S p, S slope, S opening_slope, const PenaltySlopes<S>& by, std::int64_t row,
+                   std::int64_t col, S* sum) const {
+    const bool open = p + gate_bias[col] > S(0);
+    const S by_magnitude = open && magnitude(p, col) > S(0) ? slope : S(0);
+    const S by_gate = open ? opening_slope + weight[row] * by.sparsity * norm(col) : S(0);
+    const S delta = by_gate + by_magnitude * gain[col];
+    sum[GateSums::gate] = by_gate;
+    sum[GateSums::magnitude] = by_magnitude;
+    sum[GateSums::gain] = by_magnitude * p * gain[col];
+    sum[GateSums::delta] = delta;
+    return delta;
+  }
 };
 
 template <class S>
 struct ForwardGate : SumsColumns<S, ForwardSums::count> {
   static constexpr bool epilogue = true;
   GateParameters<S> gate;
-  View<S> code, opening;  // a and max(pi, 0)
+  View<S> code, opening;
   FS_HD S operator()(std::int64_t row, std::int64_t col, S p, S* sum) const {
-    const S pi = p + gate.gate_bias[col], magnitude = gate.magnitude(p, col), w = gate.weight[row];
-    const bool shut = pi <= S(0), off = shut || magnitude <= S(0);
-    const S open = shut ? S(0) : pi;
-    code(row, col) = off ? S(0) : magnitude;
-    opening(row, col) = open;
-    sum[ForwardSums::active] = off ? S(0) : S(1);
-    sum[ForwardSums::weighted] = off ? S(0) : w;
-    sum[ForwardSums::penalty] = w * open * gate.norm(col);
-    sum[ForwardSums::by_norm] = w * open;
-    sum[ForwardSums::below] = sum[ForwardSums::near] = S(0);
+    code(row, col) = gate.forward(p, opening(row, col), row, col, sum);
     return p;
   }
 };
 
-struct GateSums {
-  static constexpr int count = 4;
-  enum { gate, magnitude, gain, delta };
-};
-
-// The slope by the code becomes that by p.
 template <class S>
 struct BackwardGate : SumsColumns<S, GateSums::count> {
   static constexpr bool epilogue = true;
   GateParameters<S> gate;
   View<const S> p, opening_slope;
-  double sparsity_weight;
-  const StepScalars* step;
-  S penalty_slope = 0;
-  FS_HD void load() {
-    penalty_slope = static_cast<S>(sparsity_weight * step->penalty_share * step->inverse_total);
-  }
+  PenaltySlopes<S> by;
+  FS_HD void load() { by.load(); }
   FS_HD S operator()(std::int64_t row, std::int64_t col, S slope, S* sum) const {
-    const S at = p(row, col);
-    const bool open = at + gate.gate_bias[col] > S(0);
-    const bool passes = open && gate.magnitude(at, col) > S(0);
-    const S by_magnitude = passes ? slope : S(0);
-    const S by_gate =
-        open ? opening_slope(row, col) + gate.weight[row] * penalty_slope * gate.norm(col) : S(0);
-    const S gain = gate.gain[col];
-    const S delta = by_gate + by_magnitude * gain;
-    sum[GateSums::gate] = by_gate;
-    sum[GateSums::magnitude] = by_magnitude;
-    sum[GateSums::gain] = by_magnitude * at * gain;
-    sum[GateSums::delta] = delta;
-    return delta;
+    return gate.backward(p(row, col), slope, opening_slope(row, col), by, row, col, sum);
   }
+};
+
+// Where the gates open.
+template <class S>
+struct NegativeOf : EachElement<S> {
+  const S* of;  // [cols]
+  FS_HD S operator()(std::int64_t, std::int64_t col, S, S*) const { return -of[col]; }
 };
 
 template <class S>
@@ -281,7 +265,6 @@ template <class S>
 struct ThresholdGradient : SumsColumns<S, 1> {
   const double* forward;   // ForwardSums, [count x cols]
   const double* backward;  // BackwardSums, [count x cols]
-  const double* elements;  // [cols]: slopes of collected elements near it
   std::int64_t cols;
   const S* threshold;
   const S* norms;  // or null: 1
@@ -299,7 +282,7 @@ struct ThresholdGradient : SumsColumns<S, 1> {
     by_count *= constants.sparsity_weight * step->penalty_share * mean;
     const double bar = static_cast<double>(threshold[col]);
     const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
-    const double near = bar * (backward[BackwardSums::near_slope * cols + col] + elements[col]) +
+    const double near = bar * backward[BackwardSums::near_slope * cols + col] +
                         by_count * forward[ForwardSums::near * cols + col];
     const S g =
         static_cast<S>(constants.pre_act_weight * mean * length * backward[BackwardSums::below * cols + col] -

@@ -6,8 +6,8 @@
 #include "core/error.h"
 #include "core/type_list.h"
 #include "kernels/codes.h"
+#include "kernels/collected_codes.h"
 #include "kernels/contraction.h"
-#include "kernels/dense_codes.h"
 #include "kernels/elementwise.h"
 #include "kernels/epilogues.h"
 #include "kernels/images.h"
@@ -85,8 +85,11 @@ using SparseCodeKernels = TypeList<Centered<S>, CopySumming<S>, SquaredDeviation
                                    InferGate<S>, Unscaled<S>, AddExtra<S>, SquaredDistance<S>>;
 template <class S>
 using DenseCodeKernels =
-    TypeList<ForwardCode<S>, BackwardCode<S>, ElementSlope<S>, CodeBiasGradient<S>, ForwardGate<S>,
-             BackwardGate<S>, ExpOf<S>, CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
+    TypeList<ForwardCode<S>, BackwardCode<S>, ForwardGate<S>, BackwardGate<S>, NegativeOf<S>, ExpOf<S>,
+             CodeError<S>, ThresholdGradient<S>, ClampThreshold<S>>;
+template <class S>
+using CollectedCodeKernels =
+    TypeList<ForwardElement<S>, BackwardElement<S>, ForwardGateElement<S>, BackwardGateElement<S>>;
 using CodeScalarKernels =
     TypeList<CodeFactors, AuxiliaryFactor, CloseCode, KeepMonitor, KeepSince, PenaltyPull, CountTile>;
 
@@ -110,6 +113,7 @@ using KernelsOf = Concat<
     WinnerKernels<S>,
     SparseCodeKernels<S>,
     DenseCodeKernels<S>,
+    CollectedCodeKernels<S>,
     UpdateKernels<S>,
     TypeList<Average<S>>>;
 // clang-format on

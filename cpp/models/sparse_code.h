@@ -1,6 +1,8 @@
 // Overcomplete dictionaries: an encoder, a decoder, and a code that is mostly zero.
 #pragma once
 
+#include <functional>
+
 #include "kernels/list.h"
 #include "models/model.h"
 
@@ -70,7 +72,9 @@ class SparseCode final : public Model {
   bool needs_norms() const;
   bool counts_dead() const { return code_.dead_after >= 0; }
   bool has_auxiliary() const { return !dense_ && counts_dead() && code_.aux_weight > 0 && code_.aux_k > 0; }
-  std::int64_t errors_per_row() const { return prefixes_.count + (has_auxiliary() ? 1 : 0); }
+  // Of each prefix, and of what else is decoded: the dead latents, or the gates.
+  std::int64_t errors_per_row() const { return prefixes_.count + (has_auxiliary() || is("gated") ? 1 : 0); }
+  Tensor errors_of(std::int64_t slot, std::int64_t first, std::int64_t count) const;
   std::int64_t most_selected(std::int64_t rows) const;
   std::int64_t tile_rows(std::int64_t rows) const;
   Tensor* declare_parameter(Arena& parameters, Arena& gradients, const char* name, std::int64_t rows,
@@ -79,7 +83,7 @@ class SparseCode final : public Model {
                         std::int64_t capacity);
   void declare_index(Arena& scratch, std::int64_t capacity);
   void declare_tiles(Arena& scratch, std::int64_t rows);
-  void declare_collected(Arena& scratch, std::int64_t rows);
+  void declare_lists(Arena& scratch, std::int64_t rows);
   CodeConstants constants() const;
   CodeSums* sums() const { return static_cast<CodeSums*>(sums_->data); }
   Prefixes whole() const;
@@ -108,16 +112,11 @@ class SparseCode final : public Model {
   void thresholded_tile(const Rows& part);
   template <class S>
   void gated_tile(const Rows& part);
-  bool collects() const;
-  void collect_tile(const Rows& part, const Tensor& z);
-  void decode_collected(const Rows& part);
+  void multiply_or_collect(const Rows& part, const Tensor& product, const Kernel* begin,
+                           const Kernel& forward, const std::function<void()>& then);
+  void add_gradients(const Rows& part, const Tensor& code, const Tensor& delta);
   template <class S>
-  void multiply_tile(const Rows& part);
-  void add_gradients(const Rows& part, const Tensor& code, const Tensor& delta, bool add);
-  Code collected(const Selected& elements, std::int64_t rows) const;
-  template <class S>
-  void add_collected(std::int64_t rows);
-  double penalty_weight() const;
+  PenaltySlopes<S> penalty_slopes() const;
   template <class S>
   void decode_tile(const Rows& part, const Tensor& code, const Tensor& extra, const double* factor,
                    const Tensor& errors, const Tensor& losses);
@@ -126,6 +125,19 @@ class SparseCode final : public Model {
   template <class S>
   GateParameters<S> gate(const Tensor& weight, const Tensor& gain) const;
   void close_tiles(std::int64_t rows);
+  // Of tiles that go on as lists.
+  bool collects() const;
+  void collect_tile(const Rows& part, const Tensor& product);
+  double* listed(const Rows& part) const;
+  Code code_of(const Selected& list) const;
+  template <class S, class K>
+  void pass_elements(K kernel, const Selected& list, const Tensor& numbers, const Tensor& sums, int first,
+                     int count);
+  template <class S>
+  void add_thresholded_lists();
+  template <class S>
+  void add_gated_lists();
+  void decode_lists(const Code& code, std::int64_t slot, const Tensor& slopes);
   // Of inference.
   bool writes_tiles() const;
   Tensor centered(Tensor x, const Work& work) const;
@@ -153,9 +165,11 @@ class SparseCode final : public Model {
   Tensor *norms_ = nullptr, *losses_ = nullptr, *last_losses_ = nullptr, *output_sums_ = nullptr;
   Tensor *gate_sums_ = nullptr, *through_ = nullptr, *fired_ = nullptr, *squares_ = nullptr;
   Tensor *pull_ = nullptr, *forward_sums_ = nullptr, *backward_sums_ = nullptr, *vector_sums_ = nullptr;
-  Tensor *gate_errors_ = nullptr, *gain_ = nullptr, *pull_sums_ = nullptr;
-  Tensor *near_sums_ = nullptr, *element_sums_ = nullptr;
-  Selected main_, auxiliary_, near_;
+  Tensor *gain_ = nullptr, *pull_sums_ = nullptr, *element_sums_ = nullptr;
+  Tensor *gate_bars_ = nullptr, *passing_ = nullptr;
+  Selected main_, auxiliary_, near_, opening_;
+  std::vector<Rows> tiles_;   // of this step
+  Tensor* listed_ = nullptr;  // [1 x tiles]: 1 where one goes on as a list, else 0
   Tile tile_;
   LatentIndex index_;
   Tensor* index_parts_[6] = {};
