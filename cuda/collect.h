@@ -188,7 +188,7 @@ void collect_elements(const Launch& launch, const CollectWork& work) {
   });
 }
 
-// Sums of a code's values by latent. A block adds up a chunk of rows one after the other; within a row no latent comes
+// Adds a code's values to sums by latent. A block adds up a chunk of rows one after the other; within a row no latent comes
 // twice, so that its members never meet.
 struct LatentSums {
   Code code;

@@ -110,8 +110,8 @@ def test_lists_and_tiles(model: str, count: int, loud: int, low: Low) -> None:  
     values["rows_since_fired"] = np.zeros(MANY)
     engine = make_engine(config, values, device, 0)
     exact, rounding = make_reference(config, values, "float64", 0), twin(config, values)
-    other = rows(count, count - loud, "float32")
-    x, w = rows(count, loud, "float32"), np.random.default_rng(5).random(count)
+    other = rows(count, slice(count - loud), "float32")
+    x, w = rows(count, slice(loud), "float32"), np.random.default_rng(5).random(count)
     of = {"targets": 2 * x} if config.transcoder else {}
     engine.gradient(other, targets=2 * other if config.transcoder else None)  # leaves nothing behind
     cost = engine.gradient(x, w, **of)

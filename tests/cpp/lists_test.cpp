@@ -76,7 +76,7 @@ void collects(std::int64_t cols, bool windowed, int excess_above, int excess_nea
                                 near[tile] - (last ? excess_near : 0), &listed[which][tile]});
       first += rows[tile];
     }
-    sums[which].assign(static_cast<std::size_t>(cols), -7);
+    sums[which].assign(static_cast<std::size_t>(cols), -7);  // are added to
     backends[which]->sum_by_latent(codes[windowed ? 1 : 0], tensor(sums[which], 1, cols));
   }
   const bool fits = excess_above == 0 && excess_near == 0;
