@@ -44,14 +44,6 @@ inline ScoreTile score_tile(std::int64_t rows, std::int64_t latents, DType dtype
   return {std::min(rows, even(rows, room(cols))), cols};
 }
 
-// Of a row, or of none.
-inline Tensor columns_of(Tensor row, std::int64_t first, std::int64_t count) {
-  if (!row.exists()) return row;
-  row.data = static_cast<std::byte*>(row.data) + first * static_cast<std::int64_t>(size_of(row.dtype));
-  row.cols = count;
-  return row;
-}
-
 // Calls run(part, scores, first) for each tile: `part` is the selection of the tile's rows from the tile's weights,
 // whose first column is `first`; `scores` has room for the tile in `scratch`. Columns come in their order.
 template <class Run>

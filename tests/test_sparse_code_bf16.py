@@ -35,8 +35,10 @@ class RoundedEncoder(SparseCode):
     def _through_activation(self, batch: Any, slopes: Any) -> None:
         super()._through_activation(batch, slopes)
         if self.config.pre_bias:
-            g, weight = slopes.parameters, self.parameters["W_enc"]
-            g["b_dec"] += g["b_enc"] @ weight - self._rounded(g["b_enc"]) @ self._rounded(weight)
+            p, g, weight = self.parameters, slopes.parameters, self.parameters["W_enc"]
+            gated = self.config.activation == "gated"
+            delta = g["b_gate"] + np.exp(p["r_mag"]) * g["b_mag"] if gated else g["b_enc"]
+            g["b_dec"] += delta @ weight - self._rounded(delta) @ self._rounded(weight)
 
     def _rounded(self, values: Any) -> Any:
         return rounded(values, "bf16").astype(self.dtype)
@@ -102,12 +104,12 @@ def test_lists_round_the_encoder_alone(case: str) -> None:
 
 @pytest.mark.parametrize("case", [name for name, case in few.MODELS.items() if not case.get("skip")])
 def test_few_elements_round_the_encoder_alone(case: str) -> None:
-    """Tiles of ReLU and JumpReLU that go on as lists."""
+    """Tiles that go on as lists."""
     config = SparseCodeConfig(few.D, few.N, **few.MODELS[case], **PRECISION)
     values = {**few.start(config), "rows_since_fired": np.zeros(few.N)}
     engine = make_engine(config, values, "cpu", 0)
     exact, plain = (model_of(config, values, RoundedEncoder, dtype, 0) for dtype in ("float64", "float32"))
-    X = few.rows(90, 0, "float32")
+    X = few.rows(90, few.NONE, "float32")
     seen = exact._batch(X, None, None)
     X = X[margins(exact, seen) > 4 * np.abs(seen.z - plain._batch(X, None, None).z).max()]
     assert len(X) > 50

@@ -67,8 +67,9 @@ inline Tensor shaped(const Tensor& memory, std::int64_t rows, std::int64_t cols)
   return shaped(memory, rows, cols, memory.dtype);
 }
 
-// Of a vector.
+// Of a vector, or of none.
 inline Tensor columns_of(const Tensor& row, std::int64_t first, std::int64_t count) {
+  if (!row.exists()) return row;
   return shaped(shaped(row, row.cols, 1).slice_rows(first, count), 1, count);
 }
 

@@ -98,7 +98,8 @@ std::map<std::string, ModelSpec> other_models() {
 // Four steps in an order, with weights and targets, or as the rows lie; clipped, with a schedule.
 void test_steps_of(const std::string& name, const ModelSpec& spec) {
   constexpr std::int64_t kRows = 37, kAll = 4 * kRows;
-  OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 1e-3, {"cosine", 2, 100}};
+  OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 1e-3};
+  optimizer.schedule = {"cosine", 2, 100};
   Engine engine(spec, optimizer, make_backend("cpu", Precision::full, {}), 0);
   const std::vector<double> x = numbers(kAll * 11, 1), weights = numbers(kAll, 2);
   std::vector<std::int64_t> order;

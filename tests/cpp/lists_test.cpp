@@ -144,7 +144,7 @@ class Watched final : public LikeTheCpu {
 constexpr std::int64_t kTile = 1024, kRows = kTile + 76, kFeatures = 11, kLatents = 200;
 
 std::unique_ptr<Engine> engine_of(const ModelSpec& spec, std::unique_ptr<Backend> backend) {
-  const OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 0.05, {"constant", 0, 0, 1}};
+  const OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 0.05};
   auto engine = std::make_unique<Engine>(spec, optimizer, std::move(backend), 0);
   std::uint32_t seed = 7;
   for (const std::string& name : engine->names()) {

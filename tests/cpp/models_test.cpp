@@ -94,7 +94,8 @@ std::unique_ptr<Engine> engine_of(const ModelSpec& spec, std::unique_ptr<Backend
                                   std::int64_t full_batch_rows = 0,
                                   const std::string& state_precision = "full") {
   // A rate and a scale of the gradient that change from step to step, recorded or not.
-  OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05, {"cosine", 3, 10, 0.2}};
+  OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05};
+  optimizer.schedule = {"cosine", 3, 10, 0.2};
   optimizer.state_precision = state_precision;
   auto engine = std::make_unique<Engine>(spec, optimizer, std::move(backend), full_batch_rows);
   std::uint32_t seed = 7;
