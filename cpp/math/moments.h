@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
+#include <type_traits>
 #include <utility>
 
 #include "core/random.h"
@@ -31,12 +31,12 @@ FS_HD std::uint32_t moment_chance(std::uint32_t word) {
 // bfloat16. A second moment that is not 0 stays so: what divides must not vanish before what is divided.
 template <bool second, class S>
 FS_HD Bf16 to_bf16(S moment, std::uint32_t word) {
-  constexpr S least = S(std::numeric_limits<float>::min());
+  constexpr S least = S(0x1p-126);  // the smallest normal number
   if (second && moment > S(0) && moment < least) moment = least;
   return Bf16::round_by_chance(static_cast<float>(moment), moment_chance<second>(word));
 }
 
-constexpr double one_tenth_to(int power) {
+FS_HD constexpr double one_tenth_to(int power) {
   double one = 1;
   for (int i = 0; i < power; ++i) one *= 10;
   return 1 / one;
@@ -55,7 +55,7 @@ struct MomentTree {
   FS_HD static S level(S code) {
     const S nine = S(9) * code + S(9);
     S most = second ? S(one_tenth_to(8)) * (nine - S(8)) : S(one_tenth_to(6)) * code;
-    each([&](auto i) {
+    each([&]<int i>(std::integral_constant<int, i>) {
       constexpr S start = S(8 * (1 << i)), slope = S(one_tenth_to(decades - i)) / S(1 << i);
       const S line = slope * (nine - start);
       most = line > most ? line : most;
@@ -66,7 +66,7 @@ struct MomentTree {
   template <class S>
   FS_HD static std::int32_t code(S share, std::uint32_t chance) {
     S least = second ? S(8) + S(1e8) * share : S(9) + S(9e6) * share;
-    each([&](auto i) {
+    each([&]<int i>(std::integral_constant<int, i>) {
       constexpr S start = S(8 * (1 << i)), slope = S((1 << i) / one_tenth_to(decades - i));
       const S line = start + slope * share;
       least = line < least ? line : least;
@@ -91,7 +91,7 @@ struct MomentTree {
 // What a block's largest moment is kept as; one that has no inverse counts as 0 or as the largest that has.
 template <class S>
 FS_HD S moment_scale(S largest) {
-  constexpr S least = std::numeric_limits<S>::min(), most = S(1) / least;
+  constexpr S least = S(sizeof(S) == 4 ? 0x1p-126 : 0x1p-1022), most = S(1) / least;  // normal numbers
   return largest < least ? S(0) : largest < most ? largest : most;
 }
 template <bool second, class S>
