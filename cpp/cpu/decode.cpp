@@ -110,14 +110,16 @@ struct DecodeRows {
     const std::int32_t* latents = code.latents.as<std::int32_t>();
     S* slopes = into.as<S>();
     std::int64_t group = 0;
-    for (std::int64_t at = code.begin(row), end = code.begin(row + 1); at < end; ++at) {
+    for (std::int64_t at = code.begin(row), end = code.begin(row + 1); at < end;) {
       while (latents[at] >= d.prefixes.ends[group]) ++group;
       const S* error = first + group * d.errors.stride;
-      if (at + 1 < end && latents[at + 1] < d.prefixes.ends[group]) {
-        dot_two(error, latent(code, at), latent(code, at + 1), width, slopes + at);
-        ++at;
+      if (at + 3 < end && latents[at + 3] < d.prefixes.ends[group]) {
+        dot_four(error, {latent(code, at), latent(code, at + 1), latent(code, at + 2), latent(code, at + 3)},
+                 width, slopes + at);
+        at += 4;
       } else {
         slopes[at] = dot(error, latent(code, at), width);
+        ++at;
       }
     }
   }

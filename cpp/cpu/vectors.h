@@ -5,7 +5,7 @@
 
 namespace fastsae::cpu {
 
-constexpr std::int64_t kVectorLanes = 32;  // partial sums of a dot product
+constexpr std::int64_t kVectorLanes = 16;  // partial sums of a dot product
 
 // y += sum of a[i] x[i].
 template <class S, int count>
@@ -23,12 +23,9 @@ template <class S, int count>
 
 template <class S>
 [[gnu::always_inline]] inline S sum_of(const S* lanes) {
-  S sum[kVectorLanes / 2];
-  for (std::int64_t i = 0; i < kVectorLanes / 2; ++i) sum[i] = lanes[i] + lanes[i + kVectorLanes / 2];
-  for (std::int64_t half = kVectorLanes / 4; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) sum[i] += sum[i + half];
-  }
-  return sum[0];
+  S sum[4];
+  for (int i = 0; i < 4; ++i) sum[i] = (lanes[i] + lanes[i + 4]) + (lanes[i + 8] + lanes[i + 12]);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 template <class S>
@@ -61,6 +58,32 @@ template <class S>
   }
   out[0] = sum_of(first);
   out[1] = sum_of(second);
+}
+
+// And with four: as many sums as a processor adds up at once.
+template <class S>
+[[gnu::always_inline]] inline void dot_four(const S* x, const S* const (&y)[4], std::int64_t size, S* out) {
+  S first[kVectorLanes] = {}, second[kVectorLanes] = {}, third[kVectorLanes] = {}, fourth[kVectorLanes] = {};
+  std::int64_t at = 0;
+  for (; at + kVectorLanes <= size; at += kVectorLanes) {
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < kVectorLanes; ++i) {
+      first[i] += x[at + i] * y[0][at + i];
+      second[i] += x[at + i] * y[1][at + i];
+      third[i] += x[at + i] * y[2][at + i];
+      fourth[i] += x[at + i] * y[3][at + i];
+    }
+  }
+  for (std::int64_t i = 0; at < size; ++at, ++i) {
+    first[i] += x[at] * y[0][at];
+    second[i] += x[at] * y[1][at];
+    third[i] += x[at] * y[2][at];
+    fourth[i] += x[at] * y[3][at];
+  }
+  out[0] = sum_of(first);
+  out[1] = sum_of(second);
+  out[2] = sum_of(third);
+  out[3] = sum_of(fourth);
 }
 
 }  // namespace fastsae::cpu

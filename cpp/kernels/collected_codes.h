@@ -22,8 +22,12 @@ struct Elements {
     }
     return low;
   }
-  FS_HD void put(std::int64_t element, const S* sum) const {
-    for (int i = 0; i < count; ++i) sums(i, element) = sum[first + i];
+  // The loop is over all that there are, so that `sum` can stay in registers.
+  template <int size>
+  FS_HD void put(std::int64_t element, const S (&sum)[size]) const {
+    for (int i = 0; i < size; ++i) {
+      if (i >= first && i < first + count) sums(i - first, element) = sum[i];
+    }
   }
 };
 
