@@ -866,3 +866,11 @@ def test_numbers_that_only_float64_holds() -> None:
         transcoder.fit(data(), targets()).score(data(), y)
     wide = TopKSAE(M, 3, **SMALL, dtype="float64").fit(X)
     assert np.isfinite(wide.transform(X)).all()
+
+
+def test_an_engine_keeps_its_configuration() -> None:
+    model = TopKSAE(M, 3, **SMALL).fit(data())
+    with pytest.raises(AttributeError):
+        model._engine.config = SparseCodeConfig(D, M)
+    model._engine.learning_rate = 0.25
+    assert model._engine.config.learning_rate == 0.25

@@ -140,7 +140,7 @@ def of_a_gpu(precision: str) -> SparseAutoencoder:
     """A model as a GPU that no machine has would have left it."""
     sae = SparseAutoencoder(3, max_epochs=2, batch_size=8, random_state=0, verbose=False).fit(X)
     sae.set_params(device="cuda:999", precision=precision)
-    sae._engine.config = dataclasses.replace(sae._engine.config, precision=precision)
+    sae._engine._config = dataclasses.replace(sae._engine.config, precision=precision)
     sae._engine.device = "cuda:999"
     return sae
 

@@ -79,7 +79,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        autoencoder: Autoencoder | None = None,
+        autoencoder: Autoencoder[Any] | None = None,
         *,
         contamination: str | float = "auto",
         scale: bool = True,
@@ -173,7 +173,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """What a checkpoint holds beside the autoencoder."""
         return {"mean": self.mean_, "scale": self.scale_, "offset": np.array([self.offset_])}
 
-    def _adopt(self, autoencoder: Autoencoder, fitted: Mapping[str, Array]) -> None:
+    def _adopt(self, autoencoder: Autoencoder[Any], fitted: Mapping[str, Array]) -> None:
         """Take what a checkpoint held."""
         if (fitted["scale"] <= 0).any():
             raise ValueError("scale: expected positive numbers")
@@ -192,7 +192,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             check_real("contamination", self.contamination, 0.0, 0.5, "(]")
         check_bool("scale", self.scale)
 
-    def _new_autoencoder(self, n_features: int) -> Autoencoder:
+    def _new_autoencoder(self, n_features: int) -> Autoencoder[Any]:
         made = default_autoencoder(n_features) if self.autoencoder is None else clone(self.autoencoder)
         if self.random_state is not None:
             made.set_params(random_state=self.random_state)

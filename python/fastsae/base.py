@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,10 +18,9 @@ from fastsae import checkpoint as _checkpoint
 from fastsae._core import DeviceArray, bf16_unit, is_readable
 from fastsae.arrays import Rows, as_array, is_elsewhere
 from fastsae.checks import check_choice, check_integer
-from fastsae.config import Config, Layer, TrainingConfig
-from fastsae.engine import Engine
+from fastsae.config import Config, TrainingConfig
+from fastsae.engine import Engine, ModelConfig
 from fastsae.initializers import initialize
-from fastsae.jacobian import jacobian_norm
 from fastsae.process import devices
 from fastsae.scaling import COLUMN_SCALES, Scaler
 from fastsae.stores import ArrayStore, pieces
@@ -32,19 +31,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Array = NDArray[Any]
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
-# Options whose names the estimator shares with the configurations; the defaults are theirs too.
-_MODEL_OPTIONS = tuple(field.name for field in dataclasses.fields(Config))
+# Options whose names the estimator shares with the configuration; the defaults are its too.
 _TRAINING_OPTIONS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
-class Network(BaseEstimator):  # type: ignore[misc]
-    """An estimator around one model: a subclass says by `_layers` what it is made of.
+class Network(BaseEstimator, Generic[ConfigT]):  # type: ignore[misc]
+    """An estimator around one model: a subclass says by `_config` which.
 
     Its options are the parameters of its ``__init__``, which gives them to `_take`. Those with the name of a field of
     :class:`fastsae.Config` or :class:`fastsae.TrainingConfig` have its meaning.
     """
 
+    _engine: Engine[ConfigT]
     solver: str
     dtype: str
     precision: str
@@ -117,28 +117,14 @@ class Network(BaseEstimator):  # type: ignore[misc]
 
     # Details
 
-    def _layers(self, n_features: int) -> tuple[Layer, ...]:
-        """The layers for rows of this width; ValueError if an option that they need has no meaning."""
+    def _config(self, n_features: int) -> ConfigT:
+        """The model for rows of this width; ValueError if an option has no meaning."""
         raise NotImplementedError
 
-    def _model_options(self, n_features: int) -> dict[str, Any]:
-        """Options of the model that are not attributes of the same name."""
-        return {}
-
-    def _config(self, n_features: int) -> Any:
-        options = {name: getattr(self, name) for name in _MODEL_OPTIONS if hasattr(self, name)}
-        options["optimizer"] = Config.optimizer if self.solver == "lbfgs" else self.solver
-        config = Config(
-            **{**options, "n_features": n_features, "layers": self._layers(n_features)}
-            | self._model_options(n_features)
-        )
-        config.validate()
-        return config
-
     @classmethod
-    def _config_from_dict(cls, values: Any) -> Any:
+    def _config_from_dict(cls, values: Any) -> ConfigT:
         """The inverse of its configuration's `to_dict`."""
-        return Config.from_dict(values)
+        raise NotImplementedError
 
     @classmethod
     def _has_model(cls, config: Any) -> bool:
@@ -148,11 +134,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     @classmethod
     def _names_of_options(cls, config: Any) -> dict[str, Any]:
         """The options of `config` under the estimator's names."""
-        options = {name: getattr(config, name) for name in _MODEL_OPTIONS if name != "layers"}
-        options["solver"] = options.pop("optimizer")
-        for i, layer in enumerate(config.layers):
-            options |= {f"layers[{i}].{name}": value for name, value in dataclasses.asdict(layer).items()}
-        return options
+        raise NotImplementedError
 
     def _kind_of_scale(self) -> str | None:
         return self.scale
@@ -254,16 +236,16 @@ class Network(BaseEstimator):  # type: ignore[misc]
         """What a checkpoint keeps beside the engine and its training, as JSON values."""
         return {}
 
-    def _parts(self) -> dict[str, Network]:
+    def _parts(self) -> dict[str, Network[Any]]:
         """Fitted estimators that a checkpoint keeps too, by name."""
         return {}
 
-    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network[Any]]) -> None:
         """The inverse of both; ValueError on what cannot be."""
         if state or parts:
             raise ValueError(f"its state holds more than that of a {type(self).__name__}")
 
-    def _start(self, config: Any, training: TrainingConfig, n_rows: int) -> None:
+    def _start(self, config: ConfigT, training: TrainingConfig, n_rows: int) -> None:
         """Take a new engine with first weights."""
         try:
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -279,7 +261,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         """Those that depend on the rows; `fit` and the first `partial_fit` call it."""
 
-    def _continue(self, config: Any) -> None:
+    def _continue(self, config: ModelConfig) -> None:
         """Go on with the engine that there is, whose options must be those of `config`."""
         kind = None if self._scaler is None else self._scaler.kind
         if config == self._engine.config and self._kind_of_scale() == kind:
@@ -309,7 +291,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
             self.__dict__.update(before)
             raise
 
-    def _adopt(self, engine: Engine, state: TrainerState) -> None:
+    def _adopt(self, engine: Engine[ConfigT], state: TrainerState) -> None:
         self._engine = engine
         self._state = state
         self.n_features_in_ = engine.config.n_features
@@ -437,19 +419,14 @@ class Network(BaseEstimator):  # type: ignore[misc]
         with np.errstate(over="ignore", invalid="ignore"):
             return len(X) > 0 and bool(np.isfinite(X.sum()))  # a sum that is too large is looked at again there
 
-    def _fitted_engine(self, attribute: str) -> Engine:
+    def _fitted_engine(self, attribute: str) -> Engine[ConfigT]:
         if not hasattr(self, "_engine"):
             raise AttributeError(f"{type(self).__name__} has no {attribute} before fit")
         return self._engine
 
 
-class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  # type: ignore[misc]
+class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network[ConfigT]):  # type: ignore[misc]
     """A network whose output should be its input, as a transformer to its code."""
-
-    @property
-    def components_(self) -> Array:
-        """W1, one filter for each unit of the first layer, shape (n_units, n_features_in_)."""
-        return self._fitted_engine("components_").get("W1")
 
     # Training
 
@@ -559,18 +536,6 @@ class Autoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Network):  
         """
         check_is_fitted(self)
         return -np.concatenate([self._engine.score(block) for _, block in self._blocks_of(self._check(X))])
-
-    def jacobian_norm(self, X: Any) -> NDArray[np.float64]:
-        """How much the code moves with its input: ``|dh/dx|`` of each row, shape (n_rows,), the Frobenius norm.
-
-        Exact for an encoder of any number of dense layers, and computed in float64 on the host. Its square is what the
-        contractive penalty is the mean of. ValueError if a layer of the encoder is not dense. With `scale` the input
-        is the scaled row.
-        """
-        check_is_fitted(self)
-        config, parameters = self._engine.config, self._engine.get_parameters()
-        blocks = self._blocks_of(self._check(X))
-        return np.concatenate([jacobian_norm(config, parameters, block) for _, block in blocks])
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, so that a grid search keeps the best reconstruction."""

@@ -57,7 +57,7 @@ ESTIMATORS = {
 AROUND = {"AnomalyDetector": "anomaly"}
 
 
-def save(estimator: Network, path: str | os.PathLike[str], around: AnomalyDetector | None = None) -> None:
+def save(estimator: Network[Any], path: str | os.PathLike[str], around: AnomalyDetector | None = None) -> None:
     """Write a fitted estimator, and the one around it, to `path`.
 
     What was there stays whole until the new file is complete.
@@ -78,7 +78,7 @@ def save(estimator: Network, path: str | os.PathLike[str], around: AnomalyDetect
     write_atomically(path, to_safetensors(tensors, metadata=header))
 
 
-def _pack(estimator: Network) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+def _pack(estimator: Network[Any]) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     """Header and tensors. Those of an estimator inside are an entry of the header, and tensors ``name.tensor``."""
     engine, state = estimator._engine, estimator._state
     tensors = {name: engine.get(name) for name in engine.state_names()}
@@ -256,8 +256,8 @@ class _Part:
         return self._file.get_slice(self._prefix + name)
 
 
-def _restore_parts(header: _Header, file: Any) -> dict[str, Network]:
-    parts: dict[str, Network] = {}
+def _restore_parts(header: _Header, file: Any) -> dict[str, Network[Any]]:
+    parts: dict[str, Network[Any]] = {}
     for name, metadata in header.json("parts", dict, {}).items():
         if not isinstance(metadata, dict) or not all(isinstance(entry, str) for entry in metadata.values()):
             raise ValueError("its header entry 'parts' is damaged")
@@ -269,11 +269,11 @@ def _restore_parts(header: _Header, file: Any) -> dict[str, Network]:
     return parts
 
 
-def _restore(header: _Header, file: Any) -> Network:
+def _restore(header: _Header, file: Any) -> Network[Any]:
     name = header.text("class")
     if name not in ESTIMATORS:
         raise ValueError(f"it holds an unknown estimator {name!r}")
-    kind: type[Network] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
+    kind: type[Network[Any]] = getattr(importlib.import_module(f"fastsae.{ESTIMATORS[name]}"), name)
     config = kind._config_from_dict(header.json("config", dict))
     if not kind._has_model(config):
         raise ValueError(f"its model is not that of a {name}")
@@ -329,7 +329,7 @@ def _trainer_arrays(n_latents: int) -> dict[str, NDArray[np.float64]]:
     return {_TRAINER + "fired": np.empty(n_latents + 1), _TRAINER + "frequency": np.empty(n_latents)}
 
 
-def _restore_around(autoencoder: Network, header: _Header, file: Any) -> AnomalyDetector:
+def _restore_around(autoencoder: Network[Any], header: _Header, file: Any) -> AnomalyDetector:
     name = header.text("around")
     if name not in AROUND:
         raise ValueError(f"it holds an unknown estimator {name!r}")
@@ -350,7 +350,7 @@ def _restore_around(autoencoder: Network, header: _Header, file: Any) -> Anomaly
     return estimator
 
 
-def _engine_here(config: Config, estimator: Network) -> Engine:
+def _engine_here(config: Config, estimator: Network[Any]) -> Engine[Any]:
     """An engine on the estimator's device; one of a GPU or a precision that is not here goes where it can be."""
     try:
         return Engine(config, estimator.device)

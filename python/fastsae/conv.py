@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from fastsae.arrays import as_array
-from fastsae.base import Array, Autoencoder, Network
+from fastsae.base import Array, Network
 from fastsae.checks import check_integer
 from fastsae.config import (
     Config,
@@ -23,11 +23,12 @@ from fastsae.config import (
     TrainingConfig,
 )
 from fastsae.engine import Engine
+from fastsae.layered import LayeredAutoencoder
 from fastsae.trainer import Callback
 from fastsae.trainer_state import TrainerState
 
 
-class ConvAutoencoder(Autoencoder):
+class ConvAutoencoder(LayeredAutoencoder):
     """An autoencoder of convolutions, whose decoder mirrors its encoder by transposed convolutions.
 
     Each convolution has zeros of width ``kernel // 2`` around its input, so that with an odd kernel its output is
@@ -236,7 +237,9 @@ max_grad_norm
 
     def _filters(self, attribute: str, number: int) -> Array:
         engine = self._fitted_engine(attribute)
-        kernel = engine.config.layers[number - 1].kernel
+        layer = engine.config.layers[number - 1]
+        assert isinstance(layer, ConvConfig | ConvTransposeConfig)
+        kernel = layer.kernel
         weight = engine.get(f"W{number}")
         return np.ascontiguousarray(weight.reshape(len(weight), kernel, kernel, -1).transpose(0, 3, 1, 2))
 
@@ -307,7 +310,7 @@ max_grad_norm
         if shape is not None and shape != self.image_shape_:
             raise ValueError(f"X: expected images of shape {self.image_shape_}, as in fit, got {shape}")
 
-    def _adopt(self, engine: Engine, state: TrainerState) -> None:
+    def _adopt(self, engine: Engine[Config], state: TrainerState) -> None:
         super()._adopt(engine, state)
         assert engine.config.input_shape is not None
         self.image_shape_ = engine.config.input_shape
@@ -315,7 +318,7 @@ max_grad_norm
     def _more_state(self) -> dict[str, Any]:
         return {"takes_images": self._takes_images}
 
-    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network[Any]]) -> None:
         if parts or set(state) != {"takes_images"} or not isinstance(state["takes_images"], bool):
             raise ValueError("its header entry 'more' does not say whether X had four dimensions")
         self._takes_images = state["takes_images"]

@@ -16,6 +16,7 @@ from fastsae.checks import check_integer
 from fastsae.config import BOUNDED_ACTIVATIONS, Config, Layer, LayerConfig, TrainingConfig
 from fastsae.engine import Engine
 from fastsae.estimators import SparseAutoencoder
+from fastsae.layered import LayeredAutoencoder
 from fastsae.parts import first_layers, train_part
 from fastsae.stores import encoded, scaled
 from fastsae.trainer import Callback, Progress
@@ -32,7 +33,7 @@ class Dense(NamedTuple):
     activation: str
 
 
-class DeepAutoencoder(Autoencoder):
+class DeepAutoencoder(LayeredAutoencoder):
     """An encoder of several layers and its mirror image as the decoder (Hinton and Salakhutdinov, 2006).
 
     With `pretrain_epochs`, `fit` first trains each layer of the encoder, with the layer of the decoder that mirrors it,
@@ -206,7 +207,7 @@ class DeepAutoencoder(Autoencoder):
     _pretrain_history: list[dict[str, list[float]]]
 
     @classmethod
-    def from_layers(cls, layers: Iterable[Autoencoder], **options: Any) -> Self:
+    def from_layers(cls, layers: Iterable[Autoencoder[Any]], **options: Any) -> Self:
         """Stack fitted autoencoders: each one's encoder, and their decoders in reverse as the mirror image.
 
         Parameters
@@ -275,6 +276,7 @@ class DeepAutoencoder(Autoencoder):
         layers = []
         config = self._engine.config
         for number, layer in enumerate(config.layers, start=1):
+            assert isinstance(layer, LayerConfig)
             name = f"W{number}"
             mirrored = name not in config.parameter_shapes
             weight = self._engine.get(self._mirror(name)).T if mirrored else self._engine.get(name)
@@ -349,7 +351,7 @@ class DeepAutoencoder(Autoencoder):
             options["loss"] = Config.loss
         return SparseAutoencoder(**options)
 
-    def _place(self, layer: Engine, number: int) -> None:
+    def _place(self, layer: Engine[Config], number: int) -> None:
         """Take over the parameters of a layer that was trained alone."""
         for name, own in (("W1", f"W{number}"), ("b1", f"b{number}")):
             self._engine.set(own, layer.get(name))
@@ -431,11 +433,11 @@ class DeepAutoencoder(Autoencoder):
     def _more_state(self) -> dict[str, Any]:
         return {"pretrained": self._pretrained, "pretrain_history": self._pretrain_history}
 
-    def _parts(self) -> dict[str, Network]:
+    def _parts(self) -> dict[str, Network[Any]]:
         begun = self._current is not None and self._current.__sklearn_is_fitted__()
         return {"layer": self._current} if begun else {}  # type: ignore[dict-item]
 
-    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network[Any]]) -> None:
         depth = self._engine.config.code_layer
         done: Any = state.get("pretrained")
         history: Any = state.get("pretrain_history")

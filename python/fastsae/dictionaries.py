@@ -47,7 +47,7 @@ _PLAIN = {
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class Dictionary(Autoencoder):
+class Dictionary(Autoencoder[SparseCodeConfig]):
     """An overcomplete dictionary: x is approximated by a few of many directions.
 
     ``y^ = b_dec + sum_j a_j W_dec_j`` with coefficients a of ``z = W_enc (x - b_dec) + b_enc``, most of them 0. The

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,11 +37,12 @@ from fastsae.sparse_code import SparseCodeConfig
 
 #: What a model may be made from.
 ModelConfig = Config | SparseCodeConfig
+ConfigT_co = TypeVar("ConfigT_co", bound=ModelConfig, covariant=True)
 
 _ELEMENTS_AT_ONCE = 1 << 23  # of rows on their way to the device
 
 
-class Engine:
+class Engine(Generic[ConfigT_co]):
     """A model that computes: parameters, gradients and optimiser state, and the operations on them.
 
     Parameters
@@ -65,11 +66,11 @@ class Engine:
     `reconstruct` and `score` may be called from many threads at once, as long as none trains.
     """
 
-    def __init__(self, config: ModelConfig, device: str = "auto", full_batch_rows: int = 0) -> None:
+    def __init__(self, config: ConfigT_co, device: str = "auto", full_batch_rows: int = 0) -> None:
         config.validate()
         check_device(device)
         check_integer("full_batch_rows", full_batch_rows, 0)
-        self.config: Any = config
+        self._config = config
         self.device = device
         self._full_batch_rows = full_batch_rows
         if device.startswith("cuda"):
@@ -80,6 +81,11 @@ class Engine:
             self.set("batch_threshold", [core["threshold_start"]])
         if core["loss_reduction"] == "fvu_data":
             self.set("data_variance", [1.0])
+
+    @property
+    def config(self) -> ConfigT_co:
+        """The model and its optimiser, with the learning rate that is set now."""
+        return self._config
 
     @property
     def steps(self) -> int:
@@ -100,7 +106,7 @@ class Engine:
     def learning_rate(self, value: float) -> None:
         check_real("learning_rate", value, 0.0)
         self._core.learning_rate = float(value)
-        self.config = dataclasses.replace(self.config, learning_rate=float(value))
+        self._config = dataclasses.replace(self._config, learning_rate=float(value))
 
     @property
     def averaged(self) -> bool:

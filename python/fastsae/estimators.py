@@ -6,13 +6,14 @@ import dataclasses
 import os
 from typing import Any
 
-from fastsae.base import Array, Autoencoder
+from fastsae.base import Array
 from fastsae.checks import check_integer
 from fastsae.config import Config, Layer, LayerConfig, TrainingConfig
+from fastsae.layered import LayeredAutoencoder
 from fastsae.trainer import Callback
 
 
-class SparseAutoencoder(Autoencoder):
+class SparseAutoencoder(LayeredAutoencoder):
     """The sparse autoencoder with one hidden layer (Ng, CS294A lecture notes, 2011).
 
     ``x_hat = g(W2 f(W1 x + b1) + b2)`` minimises, over N rows,

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fastsae.arrays import as_rows
 from fastsae.checks import check_integer
-from fastsae.engine import Engine
+from fastsae.engine import Engine, ModelConfig
 
 _STEP = 1e-3
 
@@ -85,7 +85,7 @@ def check_gradient(
     return float(np.linalg.norm(a - b)) / scale if scale > 0 else 0.0
 
 
-def _slope(engine: Engine, name: str, value: Any, index: int, cost: Callable[[], float]) -> float:
+def _slope(engine: Engine[ModelConfig], name: str, value: Any, index: int, cost: Callable[[], float]) -> float:
     costs: dict[int, float] = {}
     for steps in (-2, -1, 1, 2):
         moved = value.copy()

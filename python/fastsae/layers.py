@@ -29,6 +29,7 @@ class Layer:
     """What all kinds of layers have. A kind is known by its name from where its class is defined."""
 
     kind: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.kind] = cls
@@ -278,7 +279,7 @@ def layer_core(layer: Layer, number: int, shape: Shape, weight_decay: float, wei
 
 def layer_to_dict(layer: Layer) -> dict[str, Any]:
     """As plain values; the inverse of `layer_from_dict`."""
-    return {"kind": layer.kind, **dataclasses.asdict(layer)}  # type: ignore[call-overload]
+    return {"kind": layer.kind, **dataclasses.asdict(layer)}
 
 
 def layer_from_dict(values: Mapping[str, Any]) -> Layer:

@@ -15,8 +15,8 @@ from fastsae.trainer import Callback, Progress
 
 
 def train_part(
-    whole: Network,
-    part: Network,
+    whole: Network[Any],
+    part: Network[Any],
     name: str,
     place: Callable[[], None],
     X: Any,
@@ -66,10 +66,12 @@ def train_part(
             save()
 
 
-def first_layers(engine: Engine, count: int) -> Engine:
+def first_layers(engine: Engine[Config], count: int) -> Engine[Config]:
     """The encoder of a model's first `count` layers, which are dense, with copies of their parameters."""
     config = engine.config
-    layers = [LayerConfig(layer.units, layer.activation) for layer in config.layers[:count]]
+    layers = [
+        LayerConfig(layer.units, layer.activation) for layer in config.layers[:count] if isinstance(layer, LayerConfig)
+    ]
     encoder = Config(
         config.n_features,
         tuple(layers),

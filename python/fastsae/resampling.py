@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 
 from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
+from fastsae.sparse_code import SparseCodeConfig
 
 if TYPE_CHECKING:
-    from fastsae.engine import Engine
+    from fastsae.engine import Engine, ModelConfig
 
 _SHARE = 0.2  # of the living latents' norm, that a resampled latent reads with
 
 
-def dead_latents(engine: Engine) -> NDArray[np.bool_]:
+def dead_latents(engine: Engine[ModelConfig]) -> NDArray[np.bool_]:
     """Which latents of a sparse code have not fired in more than ``dead_after`` rows, shape (n_latents,)."""
     since = engine.get("rows_since_fired")
-    after = engine.config.dead_after
+    after = _config_of(engine).dead_after
     dead: NDArray[np.bool_] = np.zeros(len(since), bool) if after is None else since > after
     return dead
 
 
-def resample(engine: Engine, rows: Rows, random: np.random.Generator) -> dict[str, NDArray[Any]]:
+def resample(engine: Engine[ModelConfig], rows: Rows, random: np.random.Generator) -> dict[str, NDArray[Any]]:
     """Tensors that give dead latents another start, by name, for :meth:`fastsae.Engine.set`.
 
     As Bricken et al., "Towards monosemanticity" (2023), and dictionary_learning's StandardTrainer: rows are drawn
@@ -52,7 +53,7 @@ def resample(engine: Engine, rows: Rows, random: np.random.Generator) -> dict[st
     x = np.asarray(rows.numpy() if isinstance(rows, DeviceArray) else rows, np.float64)
     output = engine.reconstruct(rows)
     error = np.linalg.norm(x - (output.numpy() if isinstance(output, DeviceArray) else output), axis=1)
-    if engine.config.pre_bias:
+    if _config_of(engine).pre_bias:
         x = x - engine.get("b_dec")
     length = np.linalg.norm(x, axis=1)
     error[length == 0] = 0.0
@@ -63,7 +64,7 @@ def resample(engine: Engine, rows: Rows, random: np.random.Generator) -> dict[st
     chosen, directions = dead[:count], x[drawn] / length[drawn, None]
     reads, writes = engine.get("W_enc"), engine.get("W_dec")
     alive = np.setdiff1d(np.arange(len(reads)), dead)
-    unit = engine.config.decoder_norm == "unit"
+    unit = _config_of(engine).decoder_norm == "unit"
     reads[chosen] = _SHARE * _mean_norm(reads[alive]) * directions
     writes[chosen] = (1.0 if unit else _mean_norm(writes[alive])) * directions
     changed = {"W_enc": reads, "W_dec": writes, "b_enc": engine.get("b_enc")}
@@ -74,6 +75,11 @@ def resample(engine: Engine, rows: Rows, random: np.random.Generator) -> dict[st
         if name not in ("W_enc", "W_dec"):
             values[chosen] = 0
     return changed
+
+
+def _config_of(engine: Engine[ModelConfig]) -> SparseCodeConfig:
+    assert isinstance(engine.config, SparseCodeConfig)
+    return engine.config
 
 
 def _mean_norm(rows: NDArray[Any]) -> float:

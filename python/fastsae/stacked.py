@@ -15,6 +15,7 @@ from fastsae._core import DeviceArray
 from fastsae.base import Array, Autoencoder, Network
 from fastsae.checks import check_integer, check_real
 from fastsae.config import Config, Layer, LayerConfig, TrainingConfig
+from fastsae.layered import Layered
 from fastsae.parts import first_layers, train_part
 from fastsae.stores import encoded, scaled
 from fastsae.trainer import Callback, Progress
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
+class StackedClassifier(ClassifierMixin, Layered):  # type: ignore[misc]
     """An autoencoder's encoder and a softmax layer on its code (Bengio et al. 2007; UFLDL, "Stacked autoencoders").
 
     `fit` trains the autoencoder on X alone, then the softmax layer on the codes, then all layers together on
@@ -367,11 +368,11 @@ class StackedClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         classes = {"classes": self.classes_.tolist(), "type": self.classes_.dtype.str}
         return {**classes, "phase": self._phase, "fitted_before": self._fitted_before}
 
-    def _parts(self) -> dict[str, Network]:
+    def _parts(self) -> dict[str, Network[Any]]:
         parts = {"autoencoder": self.autoencoder_, "head": self._head}
         return {name: part for name, part in parts.items() if part is not None and _is_fitted(part)}
 
-    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network]) -> None:
+    def _restore_more(self, state: dict[str, Any], parts: dict[str, Network[Any]]) -> None:
         config = self._engine.config
         try:
             classes = np.asarray(state["classes"], dtype=state["type"])

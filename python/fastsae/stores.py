@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastsae._core import DeviceArray, is_readable
 from fastsae.arrays import Rows, as_rows, is_elsewhere
-from fastsae.engine import Engine
+from fastsae.engine import Engine, ModelConfig
 from fastsae.scaling import Scaler
 
 Order = NDArray[np.int64]
@@ -38,7 +38,7 @@ class ArrayStore:
         most 1 GiB, else a piece at a time.
     """
 
-    def __init__(self, X: Rows, engine: Engine, scaler: Scaler | None = None) -> None:
+    def __init__(self, X: Rows, engine: Engine[ModelConfig], scaler: Scaler | None = None) -> None:
         self._X = X
         self._engine = engine
         self._scaler = scaler
@@ -96,7 +96,7 @@ class ArrayStore:
 
 
 @contextlib.contextmanager
-def encoded(X: Any, engine: Engine) -> Iterator[Any]:
+def encoded(X: Any, engine: Engine[ModelConfig]) -> Iterator[Any]:
     """The codes of the rows of `X`, shape (n_rows, code_width), made a piece at a time.
 
     They are where X is. Of a host's rows, codes of more than 1 GiB go to a temporary file: a memory map that ends with

@@ -62,7 +62,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine[ModelConfig],
         training: TrainingConfig,
         state: TrainerState,
         *,
@@ -421,7 +421,7 @@ class _Finished(Exception):
 class _Packing:
     """All parameters as one vector, for the minimiser."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine[ModelConfig]) -> None:
         self._engine = engine
         self._shapes = engine.config.parameter_shapes
 
@@ -530,7 +530,7 @@ def _check_layered(
         )
 
 
-def check_values(name: str, engine: Engine, rows: DeviceArray, *, as_target: bool = False) -> None:
+def check_values(name: str, engine: Engine[ModelConfig], rows: DeviceArray, *, as_target: bool = False) -> None:
     """Raise ValueError for rows on the device that hold NaN or infinity, or that the loss cannot take as a target."""
     row = engine.first_row_outside(rows)
     if row is not None:

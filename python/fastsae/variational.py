@@ -15,9 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastsae._core import DeviceArray
 from fastsae.arrays import Rows
-from fastsae.base import Array, Autoencoder
+from fastsae.base import Array
 from fastsae.checks import check_choice, check_integer, check_real
 from fastsae.config import ACTIVATIONS, Config, GaussianConfig, Layer, LayerConfig, TrainingConfig
+from fastsae.layered import LayeredAutoencoder
 from fastsae.reference.random import draw, two_normals
 from fastsae.trainer import Callback
 
@@ -26,7 +27,7 @@ _ROWS = 4096  # scored at once
 _FIRST_DRAW = 2**31  # where training's noise has its epoch, scoring counts from here
 
 
-class VariationalAutoencoder(Autoencoder):
+class VariationalAutoencoder(LayeredAutoencoder):
     """The variational autoencoder (Kingma and Welling, Auto-encoding variational Bayes, 2013).
 
     A generative model ``p(x | z) p(z)``, where ``p(z) = N(0, 1)`` and a decoder network gives the mean ``y(z)`` of the
