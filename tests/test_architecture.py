@@ -30,6 +30,7 @@ CONDITIONAL = {
     "core/library.cpp": "RTLD_DEEPBIND, which not every system has and the sanitizers refuse",
     "core/random.h": "words as wide as the products of the host's vectors, or of the device",
     "cpu/bf16.cpp": "instruction sets of the processor",
+    "cpu/cpu_backend.cpp": "large pages, which Linux has",
     "cpu/float_mode.h": "control register of the processor",
     "cpu/panels.cpp": "instruction sets of the processor",
     "cpu/levels.h": "instruction sets of the processor",
@@ -52,6 +53,7 @@ LONG_FILES = {  # path: why it is one file
     "python/fastsae/reference/layered.py": "one step in NumPy, read from top to bottom",
     "python/fastsae/base.py": "what all estimators share, with its manual",
     "python/fastsae/engine.py": "one class, whose docstrings are the manual of the low level",
+    "python/fastsae/sparse_code.py": "every option of a dictionary with its meaning",
     "python/fastsae/trainer.py": "one loop with its state and its checks",
 }
 

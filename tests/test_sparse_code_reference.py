@@ -187,7 +187,7 @@ def test_gradient(case: str) -> None:
 
 def test_cases_touch_every_option() -> None:
     """All but those of the optimiser and of states, which no gradient sees."""
-    elsewhere = {"threshold_decay", "threshold_start", "project_gradient"}
+    elsewhere = {"state_precision", "threshold_decay", "threshold_start", "project_gradient"}
     elsewhere |= {field.name for field in dataclasses.fields(options.OptimizerConfig)}
     default = SparseCodeConfig(D, LATENTS)
     touched = {

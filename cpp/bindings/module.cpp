@@ -57,6 +57,13 @@ DType dtype_from(const std::string& name) {
   return name == "float32" ? DType::f32 : DType::f64;
 }
 
+StatePrecision state_precision_from(const std::string& name) {
+  if (name == "full") return StatePrecision::full;
+  if (name == "bf16") return StatePrecision::bf16;
+  FS_REQUIRE(name == "8bit", "state_precision: expected 'full', 'bf16' or '8bit', got '", name, "'");
+  return StatePrecision::eight_bits;
+}
+
 Precision precision_from(const std::string& name) {
   if (name == "tf32") return Precision::tf32;
   if (name == "bf16") return Precision::bf16;
@@ -155,7 +162,8 @@ std::unique_ptr<Engine> make_engine(const py::dict& c, const std::string& device
                           total_steps.value_or(0), real("lr_final"),
                           whole("lr_step_size"),   real("lr_gamma"),
                           decay_steps.value_or(0), option<std::optional<double>>(c, "lr_start").value_or(-1)};
-  const std::string kept = c.contains("state_precision") ? word("state_precision") : "full";
+  const StatePrecision kept =
+      state_precision_from(c.contains("state_precision") ? word("state_precision") : "full");
   const OptimizerSpec optimizer{name,          real("learning_rate"), real("momentum"), real("beta1"),
                                 real("beta2"), real("epsilon"),       longest,          schedule,
                                 kept};

@@ -45,12 +45,12 @@ double Schedule::average_share(std::int64_t step) const {
 }
 
 DType Optimizer::kept_as(DType full) const {
-  const std::string& name = spec_.state_precision;
-  FS_REQUIRE(name == "full" || name == "bf16" || name == "8bit",
-             "state_precision: expected 'full', 'bf16' or '8bit', got '", name, "'");
-  FS_REQUIRE(name == "full" || !averages(), "state_precision: '", spec_.name,
+  const StatePrecision precision = spec_.state_precision;
+  FS_REQUIRE(precision == StatePrecision::full || !averages(), "state_precision: '", spec_.name,
              "' keeps a parameter, no moment");
-  return name == "full" ? full : name == "bf16" ? DType::bf16 : DType::u8;
+  return precision == StatePrecision::full   ? full
+         : precision == StatePrecision::bf16 ? DType::bf16
+                                             : DType::u8;
 }
 
 void Optimizer::declare(Arena& state, const Arena& parameters, const std::vector<Parameter>& list) {

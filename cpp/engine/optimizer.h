@@ -28,12 +28,15 @@ struct Schedule {
   double average_share(std::int64_t step) const;
 };
 
+// In what moments are kept of the parameters that the model updates itself.
+enum class StatePrecision { full, bf16, eight_bits };
+
 struct OptimizerSpec {
   std::string name;  // sgd, momentum, nesterov, adam, adamw, sign_sgd
   double learning_rate, momentum, beta1, beta2, epsilon;
   double max_gradient_norm = std::numeric_limits<double>::infinity();
   Schedule schedule = {};
-  std::string state_precision = "full";  // or bf16, 8bit: of the parameters that the model updates itself
+  StatePrecision state_precision = StatePrecision::full;
 };
 
 class Optimizer {

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "core/type_list.h"
+#include "kernels/code_inference.h"
 #include "kernels/codes.h"
 #include "kernels/collected_codes.h"
 #include "kernels/contraction.h"

@@ -196,14 +196,14 @@ PenaltySlopes<S> SparseCode::penalty_slopes() const {
 }
 
 // What sparse_code_lists.cpp takes of these.
-#define FASTSAE_OF_BOTH(S)                                                               \
-  template Thresholded<S> SparseCode::thresholded<S>(const Tensor&, std::int64_t) const; \
-  template GateParameters<S> SparseCode::gate<S>(const Tensor&, const Tensor&) const;    \
-  template PenaltySlopes<S> SparseCode::penalty_slopes<S>() const;                       \
-  template void SparseCode::count_rows<S>(const Rows&, const Tensor&);
-FASTSAE_OF_BOTH(float)
-FASTSAE_OF_BOTH(double)
-#undef FASTSAE_OF_BOTH
+template Thresholded<float> SparseCode::thresholded<float>(const Tensor&, std::int64_t) const;
+template GateParameters<float> SparseCode::gate<float>(const Tensor&, const Tensor&) const;
+template PenaltySlopes<float> SparseCode::penalty_slopes<float>() const;
+template void SparseCode::count_rows<float>(const Rows&, const Tensor&);
+template Thresholded<double> SparseCode::thresholded<double>(const Tensor&, std::int64_t) const;
+template GateParameters<double> SparseCode::gate<double>(const Tensor&, const Tensor&) const;
+template PenaltySlopes<double> SparseCode::penalty_slopes<double>() const;
+template void SparseCode::count_rows<double>(const Rows&, const Tensor&);
 
 template <class S>
 void SparseCode::gated_tile(const Rows& part) {

@@ -51,8 +51,7 @@ class StackedClassifier(ClassifierMixin, Layered):  # type: ignore[misc]
     lr_schedule, lr_warm_up, lr_start, lr_total_steps, lr_decay_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm
         As of :class:`fastsae.SparseAutoencoder`.
     max_epochs : int
-        Passes over X, or iterations of ``lbfgs``, of encoder and softmax layer together. 0 leaves the encoder as it was
-        pretrained.
+        Passes over X, or iterations of ``lbfgs``, of encoder and softmax layer together; 0 leaves the encoder.
     batch_size, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, init
         See :class:`fastsae.TrainingConfig`.
     scale : {"zscore", "minmax", "mean_norm", "mean_square_norm"} or None

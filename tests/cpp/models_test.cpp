@@ -87,12 +87,12 @@ struct Problem {
   std::string name;
   ModelSpec spec;
   bool targets = false, numbers = false;
-  std::string state_precision = "full";
+  StatePrecision state_precision = StatePrecision::full;
 };
 
 std::unique_ptr<Engine> engine_of(const ModelSpec& spec, std::unique_ptr<Backend> backend,
                                   std::int64_t full_batch_rows = 0,
-                                  const std::string& state_precision = "full") {
+                                  StatePrecision state_precision = StatePrecision::full) {
   // A rate and a scale of the gradient that change from step to step, recorded or not.
   OptimizerSpec optimizer{"adam", 1e-2, 0.9, 0.9, 0.999, 1e-8, 0.05};
   optimizer.schedule = {"cosine", 3, 10, 0.2};
@@ -321,7 +321,7 @@ struct Sparse {
   double k = 3;
   std::function<void(SparseCodeSpec&)> change = [](SparseCodeSpec&) {};
   std::int64_t outputs = 11;
-  const char* state_precision = "full";
+  StatePrecision state_precision = StatePrecision::full;
 };
 
 Problem sparse(const Sparse& of) {
@@ -376,10 +376,10 @@ void every_sparse_code() {
       {"jump_relu, rows", "jump_relu", 300, 3,
        [](SparseCodeSpec& code) { code.sparsity = "quadratic_rows", code.target_l0 = 5; }},
       {"gated", "gated"},
-      {"topk, moments in bf16", "topk", 40, 3, dead_soon, 11, "bf16"},
-      {"topk, moments in 8 bits", "topk", 40, 3, dead_soon, 11, "8bit"},
-      {"transcoder, moments in 8 bits", "topk", 40, 3, across, 6, "8bit"},
-      {"gated, moments in bf16", "gated", 40, 3, [](SparseCodeSpec&) {}, 11, "bf16"},
+      {"topk, moments in bf16", "topk", 40, 3, dead_soon, 11, StatePrecision::bf16},
+      {"topk, moments in 8 bits", "topk", 40, 3, dead_soon, 11, StatePrecision::eight_bits},
+      {"transcoder, moments in 8 bits", "topk", 40, 3, across, 6, StatePrecision::eight_bits},
+      {"gated, moments in bf16", "gated", 40, 3, [](SparseCodeSpec&) {}, 11, StatePrecision::bf16},
       {"gated, not detached", "gated", 40, 3, [](SparseCodeSpec& code) { code.gate_detached = false; }},
   };
   for (const Sparse& code : codes) trains_as_the_cpu(sparse(code));
