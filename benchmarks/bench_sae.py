@@ -113,12 +113,14 @@ def main() -> None:
         parser.add_argument(f"--{group.replace('_', '-')}", metavar="PYTHON", help="interpreter that has it")
     parser.add_argument("--batches", help="some of the batch sizes")
     parser.add_argument("--precision", default="fp32,bf16", help="some of fp32,bf16")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of the other models; empty leaves them out")
     parser.add_argument("--threads", type=int, default=processors)
     parser.add_argument("--latents", type=int, default=131072, help="of the model that must fit; 0 leaves it out")
     parser.add_argument("--most", type=int, default=6 * 10**9, help="bytes that it may take")
     options = parser.parse_args()
     known = [str(batch) for batch in (TINY_BATCHES if options.quick else BATCHES)]
     batches = chosen(parser, "--batches", options.batches, known) if options.batches else known
+    models = chosen(parser, "--models", options.models, list(MODELS)) if options.models else []
     precisions = chosen(parser, "--precision", options.precision, ["fp32", "bf16"])
     if not 1 <= options.threads <= processors:
         parser.error(f"--threads: expected 1 to {processors}, got {options.threads}")
@@ -139,9 +141,9 @@ def main() -> None:
                         rows.append(measured)
                         versions |= found
         more: dict[str, Any] = {}
-        if "saelens" in pythons and "fp32" in precisions:
+        if models and "saelens" in pythons and "fp32" in precisions:
             more["models"] = []
-            for model in MODELS:
+            for model in models:
                 row = {**sizes, "batch": int(batches[0]), "batches": 4, "precision": "fp32", "model": model}
                 more["models"].append(measure(bench, row, "saelens")[0])
         if options.latents:

@@ -302,7 +302,14 @@ class CudaBackend final : public Backend {
       return;
     }
     graphs_.splice(graphs_.begin(), graphs_, found);
-    if (!found->graph) found->graph = recorded(body);
+    if (!found->graph) {
+      try {
+        found->graph = recorded(body);
+      } catch (const MoreRoom& more) {
+        room(*more.scratch, more.bytes);  // forgets all graphs: this step is run as a first one
+        return step(key, body);
+      }
+    }
     FS_CUDA(cudaGraphLaunch(found->graph.get(), stream_.get()));
   }
 
@@ -430,9 +437,15 @@ class CudaBackend final : public Backend {
     std::size_t bytes = 0;
   };
 
+  // What is wanted while a step is recorded: a way that its first run did not go.
+  struct MoreRoom {
+    Scratch* scratch;
+    std::size_t bytes;
+  };
+
   void* room(Scratch& scratch, std::size_t bytes) {
     if (bytes > scratch.bytes) {
-      FS_REQUIRE(!recording_, "a step that is recorded needs ", bytes, " bytes more than its first run did");
+      if (recording_) throw MoreRoom{&scratch, bytes};
       graphs_.clear();  // they hold the old address
       scratch = {};
       scratch.memory = allocate(bytes);

@@ -491,6 +491,20 @@ def test_a_matched_encoder_keeps_the_norm_of_random_rows() -> None:
     np.testing.assert_allclose(cosines, 1.0, rtol=1e-12)
 
 
+def test_a_matched_encoder_is_0_where_its_input_has_its_center() -> None:
+    X = data() + 3.0
+    model = make("topk", pre_bias=False, encoder_init_norm="matched", bias_init="mean", dtype="float64", max_epochs=0)
+    model.fit(X)
+    np.testing.assert_allclose(model.encoder_bias_, -model.encoder_ @ X.astype(np.float64).mean(axis=0), rtol=1e-10)
+
+
+def test_rows_without_variance_teach_nothing() -> None:
+    X = np.full((100, 8), 1e3 + 0.1)
+    model = make("topk", loss_reduction="fvu_data", bias_init="zeros", dtype="float64", max_epochs=1).fit(X)
+    assert model._engine.get("data_variance") == 0
+    assert model.history_["loss"] == [0.0]
+
+
 def test_the_variance_that_a_training_begins_with_divides_its_loss() -> None:
     X = data().astype(np.float64)
     for w in (None, np.arange(len(X)) % 3.0):
@@ -750,6 +764,16 @@ BAD_OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
         "topk rescaled",
         {"decoder_init_norm": 0},
         "decoder_init_norm: expected a number in (0, inf)",
+    ),
+    "matched transcoder": (
+        "transcoder",
+        {"encoder_init_norm": "matched"},
+        "encoder_init_norm: 'matched' is for TopKSAE, got Transcoder",
+    ),
+    "matched nothing": (
+        "topk",
+        {"encoder_init_norm": "matched", "decoder_norm": "free", "decoder_init_norm": 0.0},
+        "decoder_init_norm (encoder_init_norm='matched'): expected a number in (0, inf), got 0.0",
     ),
     "matched encoder": (
         "l1",

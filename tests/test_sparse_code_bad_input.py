@@ -149,6 +149,13 @@ def rows(d: int = D, n: int = N) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
 
 
+def test_a_variance_is_not_negative(device: str) -> None:
+    engine = Engine(make(loss_reduction="fvu_data"), device)
+    with pytest.raises(ValueError, match=r"^data_variance: expected a number >= 0, got -1.0"):
+        engine.set("data_variance", [-1.0])
+    assert engine.get("data_variance") == 1
+
+
 def trained(model: str, device: str, **rest: Any) -> Engine:
     config = make(**MODELS[model], **rest)
     engine = make_engine(config, start(config), device, 0)

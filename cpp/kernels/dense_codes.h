@@ -307,14 +307,12 @@ struct ThresholdGradient : SumsColumns<S, 1> {
   bool counts_rows;  // the slope by a row's count is its own
   FS_HD S operator()(std::int64_t, std::int64_t col, S, S* sum) const {
     const double mean = step->inverse_total;
-    double by_count = 0;
+    double by_count = counts_rows || constants.counts_active ? 1 : 0;
     if (constants.target_l0 > 0)
       by_count = 2 * (numbers->weighted_active * mean / constants.target_l0 - 1) / constants.target_l0;
-    else if (constants.counts_active)
-      by_count = 1;
-    by_count *= forward[ForwardSums::near * cols + col];
-    if (counts_rows) by_count = backward[BackwardSums::near_count * cols + col];
-    by_count *= constants.sparsity_weight * step->penalty_share * mean;
+    const double* counted =
+        counts_rows ? backward + BackwardSums::near_count * cols : forward + ForwardSums::near * cols;
+    by_count *= constants.sparsity_weight * step->penalty_share * mean * counted[col];
     const double bar = static_cast<double>(threshold[col]);
     const double length = norms == nullptr ? 1.0 : static_cast<double>(norms[col]);
     const double near = bar * backward[BackwardSums::near_slope * cols + col] + by_count;

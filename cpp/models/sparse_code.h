@@ -130,6 +130,7 @@ class SparseCode final : public Model {
   GateParameters<S> gate(const Tensor& weight, const Tensor& gain) const;
   void close_tiles(std::int64_t rows);
   // Of tiles that go on as lists.
+  std::int64_t most_listed_rows() const;
   bool collects() const;
   void collect_tile(const Rows& part, const Tensor& product);
   double* listed(const Rows& part) const;

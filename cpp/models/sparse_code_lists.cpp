@@ -8,13 +8,15 @@ namespace {
 
 // A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
 constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
-constexpr int kElementSums = 4;  // at most, of a pass over a list
+constexpr std::int64_t kMostElements = std::int64_t{1} << 24;  // above, of a batch
+constexpr int kElementSums = 4;                                // at most, of a pass over a list
 static_assert(ForwardSums::below == kElementSums && GateSums::count == kElementSums);
 
 }  // namespace
 
-void SparseCode::declare_lists(Arena& scratch, std::int64_t rows) {
-  if (!collects()) return;
+void SparseCode::declare_lists(Arena& scratch, std::int64_t most_rows) {
+  const std::int64_t rows = std::min(most_rows, most_listed_rows());
+  if (rows == 0) return;
   const std::int64_t n = code_.latents, above = rows * (n / kAboveShare), near = rows * (n / kNearShare);
   const auto make = [&](const char* name, std::int64_t cols) {
     return &scratch.declare(name, 1, cols, spec_.dtype);
@@ -33,8 +35,12 @@ void SparseCode::declare_lists(Arena& scratch, std::int64_t rows) {
 }
 
 // Whether a tile with few elements goes on as a list of them. The penalty on dead latents looks at all of theirs.
-bool SparseCode::collects() const {
-  return code_.latents >= kAboveShare && constants().pre_act_weight == 0 && backend_.chooses();
+bool SparseCode::collects() const { return batch_.rows() <= most_listed_rows(); }
+
+// Of a batch with lists: about 64 bytes for each element that fits.
+std::int64_t SparseCode::most_listed_rows() const {
+  if (code_.latents < kAboveShare || constants().pre_act_weight > 0 || !backend_.chooses()) return 0;
+  return kMostElements / (code_.latents / kAboveShare);
 }
 
 double* SparseCode::listed(const Rows& part) const {

@@ -400,8 +400,11 @@ lr_step_size, lr_gamma, max_grad_norm
         ends = "()" if options["decoder_norm"] == "rescale" else "[)"
         check_real("decoder_init_norm", options["decoder_init_norm"], 0.0, ends=ends)
         if (norm := options["encoder_init_norm"]) == MATCHED:
-            if self._architecture != "topk":
+            if getattr(type(self), "_architecture", "") != "topk":
                 raise ValueError(f"encoder_init_norm: {MATCHED!r} is for TopKSAE, got {type(self).__name__}")
+            check_real(
+                f"decoder_init_norm (encoder_init_norm={MATCHED!r})", options["decoder_init_norm"], 0.0, ends="()"
+            )
         elif norm is not None:
             check_real("encoder_init_norm", norm, 0.0, ends="()")
         values = {name: options[name] for name in _CODE_OPTIONS if name in options}

@@ -492,6 +492,8 @@ class Engine(Generic[ConfigT_co]):
         array = np.ascontiguousarray(cast(name, array, current.dtype))
         if not np.isfinite(numbers_of(array)).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+        if name == "data_variance" and array.min() < 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {float(array.min())!r}")
         self._core.set(name, array)
 
     def get_parameters(self) -> dict[str, Array]:

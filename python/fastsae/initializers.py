@@ -97,7 +97,7 @@ def initialize_code(
         parameters["b_dec"][:] = output_center
     if input_center is not None and not config.pre_bias:
         for name in {"b_enc", "b_gate", "b_mag"} & set(shapes):
-            parameters[name][:] = -(W_enc @ input_center.astype(config.dtype))
+            parameters[name][:] = -(parameters["W_enc"] @ input_center.astype(config.dtype))
     if "threshold" in parameters:
         parameters["threshold"][:] = config.initial_threshold
     return parameters
@@ -113,9 +113,12 @@ def center_of(kind: str, X: NDArray[Any], weights: NDArray[np.float64] | None = 
 
 
 def variance_of(X: NDArray[Any], weights: NDArray[np.float64] | None = None) -> float:
-    """The mean squared distance of rows from their mean."""
-    far = np.asarray(X, np.float64) - center_of("mean", X, weights)
-    return float(np.average((far**2).sum(axis=1), weights=weights))
+    """The mean squared distance of rows from their mean; 0 where rounding leaves as much of equal rows."""
+    rows = np.asarray(X, np.float64)
+    far = rows - center_of("mean", X, weights)
+    variance, square = (float(np.average((v**2).sum(axis=1), weights=weights)) for v in (far, rows))
+    rounding = float(np.finfo(X.dtype if X.dtype.kind == "f" else np.float64).eps)
+    return variance if variance > (16.0 * rounding) ** 2 * square else 0.0
 
 
 def _output_norm(rows: NDArray[Any], parameters: dict[str, NDArray[Any]], k: int) -> float:

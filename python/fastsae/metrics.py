@@ -98,7 +98,8 @@ def frequency_histogram(
     check_real("floor", floor, 0.0, 1.0, "()")
     shares = np.asarray(frequency, np.float64)
     if shares.ndim != 1 or not shares.size or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(f"frequency: expected a 1-D array of numbers in [0, 1], got shape {shares.shape}")
+        got = "NaN: no rows were counted" if np.isnan(shares).any() else f"shape {shares.shape}"
+        raise ValueError(f"frequency: expected a 1-D array of numbers in [0, 1], got {got}")
     logarithms = np.log10(np.maximum(shares, floor))
     counts, edges = np.histogram(logarithms, bins=int(bins), range=(float(np.log10(floor)), 0.0))
     return counts.astype(np.int64), edges

@@ -42,8 +42,9 @@ class OptimizerConfig:
     lr_warm_up : int
         Steps in which the rate first rises linearly to `learning_rate`, >= 0; for every schedule.
     lr_start : float or None
-        Share of `learning_rate` that a warm-up begins with, in [0, 1]; None means ``1 / lr_warm_up``. With 0 the first
-        step moves nothing but the moments. Not for ``sign_sgd``, whose average counts from its first step.
+        Share of `learning_rate` that a warm-up begins with, in [0, 1]; with 0 the first step moves nothing but the
+        moments. None: step t of a warm-up takes ``t / lr_warm_up``. Not for ``sign_sgd``, whose average counts from its
+        first step.
     lr_total_steps : int or None
         Steps, warm-up included, after which ``cosine`` and ``linear`` are at their end. None takes those of
         `max_epochs`; with `partial_fit` it must be a number, and for an :class:`fastsae.Engine` it may be set later

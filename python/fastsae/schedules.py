@@ -45,10 +45,13 @@ def check_schedule(config: OptimizerConfig) -> None:
     check_integer("lr_warm_up", config.lr_warm_up, 0)
     if config.lr_start is not None:
         check_real("lr_start", config.lr_start, 0.0, 1.0, "[]")
-        if config.lr_warm_up == 0 or config.optimizer == "sign_sgd":
+        if config.optimizer == "sign_sgd":
             raise ValueError(
-                f"lr_start: a number needs lr_warm_up >= 1 and an optimizer other than 'sign_sgd', "
-                f"got {config.lr_warm_up} and {config.optimizer!r}"
+                f"lr_start: 'sign_sgd' averages from its first step on; expected None, got {config.lr_start!r}"
+            )
+        if config.lr_warm_up == 0:
+            raise ValueError(
+                f"lr_start: a number needs lr_warm_up >= 1, got lr_start={config.lr_start!r} and lr_warm_up=0"
             )
     if config.lr_total_steps is not None:
         check_integer("lr_total_steps", config.lr_total_steps, 1)
@@ -76,7 +79,7 @@ def check_solver(config: OptimizerConfig, training: TrainingConfig, *, one_pass:
     `one_pass`: of `partial_fit`, whose end is unknown.
     """
     if training.solver == "lbfgs":
-        changed = {"lr_schedule": "constant", "lr_warm_up": 0, "max_grad_norm": None}
+        changed = {"lr_schedule": "constant", "lr_warm_up": 0, "lr_start": None, "max_grad_norm": None}
         for name, plain in changed.items():
             value = getattr(config, name)
             if value != plain:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, check
 from fastsae.base import check_range, is_mapped, tensor_as_array
 from fastsae.checks import check_choice
 from fastsae.dictionaries import AUTO, Dictionary
+from fastsae.optimizer import DTYPES
 from fastsae.saes import fitting_target
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ gate_detached, aux_k, aux_weight, aux_relu, aux_share, aux_reduction
             targets = targets[:, None]
         if targets.ndim != 2 or targets.dtype.kind not in "fiub":
             raise ValueError(f"y: expected a 2-D array of real numbers, got {targets.dtype} of shape {targets.shape}")
-        if finite:
+        if finite and self.dtype in DTYPES:  # any other is refused with the other options
             check_range("y", targets, self.dtype)
         return targets
 
