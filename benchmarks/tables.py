@@ -208,6 +208,7 @@ PLACES: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any
     "encode-cpu": (encode_table, encode_table),
     "agreement-sae": (agreement_table, agreement_table),
     "sae-cpu": (sae_table, sae_table),
+    "sae-cpu-4096": (sae_table, sae_table),
     "synth": (synth_table, synth_table),
 }
 #: Results with a picture, and where it is seen from each README.

@@ -311,7 +311,7 @@ def test_encoding_races_and_tells(tables: Any, readmes: Path) -> None:
     assert tables.between(text, "encode-cpu") == tables.expected("encode-cpu", result, "benchmarks/README.md")
 
 
-@pytest.mark.parametrize("name", ["step-cpu", "encode-cpu", "agreement-sae", "sae-cpu"])
+@pytest.mark.parametrize("name", ["step-cpu", "encode-cpu", "agreement-sae", "sae-cpu", "sae-cpu-4096"])
 def test_the_readmes_say_what_the_results_say(name: str, tables: Any) -> None:
     result, places = tables.committed(name), 0
     for readme in tables.READMES:
