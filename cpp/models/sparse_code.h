@@ -49,6 +49,8 @@ class SparseCode final : public Model {
   std::int64_t output_positions() const override { return 1; }
 
  private:
+  // A tile is a list if a row has at most one active element in so many latents, on average.
+  static constexpr std::int64_t kListShare = 64;
   struct Weights {
     Tensor *encoder, *bias, *decoder, *decoder_bias;  // `bias`: of the gate, for a gated code
     Tensor *threshold = nullptr, *magnitude_bias = nullptr, *log_gain = nullptr, *skip = nullptr;

@@ -6,12 +6,6 @@
 #include "models/sparse_code.h"
 
 namespace fastsae {
-namespace {
-
-constexpr std::int64_t kElementShare =
-    64;  // a tile is listed if a row has one in so many latents, on average
-
-}  // namespace
 
 // What a call needs beside rows of inputs and outputs, in this order.
 struct SparseCode::CallMemory {
@@ -36,7 +30,7 @@ struct SparseCode::CallMemory {
       latents = take(rows, k, DType::i32);
     }
     if (!model.writes_tiles()) return;
-    const std::int64_t tile = model.tile_rows(rows), most = tile * (n / kElementShare);
+    const std::int64_t tile = model.tile_rows(rows), most = tile * (n / kListShare);
     code = take(tile, n, memory.dtype);
     elements = {tile, take(1, tile + 1, DType::i32), 0, take(1, most, DType::i32),
                 take(1, most, memory.dtype)};
@@ -48,7 +42,7 @@ bool SparseCode::writes_tiles() const { return !is("topk") || is_rescaled(); }
 std::int64_t SparseCode::layer_work(std::int64_t rows) const {
   const std::int64_t n = code_.latents;
   const std::int64_t selected = 2 * rows * static_cast<std::int64_t>(std::llround(code_.k));
-  const std::int64_t tile = tile_rows(rows), written = tile * (n + 2 * (n / kElementShare)) + tile + 1;
+  const std::int64_t tile = tile_rows(rows), written = tile * (n + 2 * (n / kListShare)) + tile + 1;
   return 2 * n + (is("topk") ? selected : 0) + (writes_tiles() ? written : 0);
 }
 

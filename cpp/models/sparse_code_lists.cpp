@@ -6,8 +6,7 @@
 namespace fastsae {
 namespace {
 
-// A tile is collected if a row has one in so many latents above the threshold, on average, and near it.
-constexpr std::int64_t kAboveShare = 64, kNearShare = 16;
+constexpr std::int64_t kNearShare = 16;                        // as kListShare, near the threshold
 constexpr std::int64_t kMostElements = std::int64_t{1} << 24;  // above, of a batch
 constexpr int kElementSums = 4;                                // at most, of a pass over a list
 static_assert(ForwardSums::below == kElementSums && GateSums::count == kElementSums);
@@ -17,7 +16,7 @@ static_assert(ForwardSums::below == kElementSums && GateSums::count == kElementS
 void SparseCode::declare_lists(Arena& scratch, std::int64_t most_rows) {
   const std::int64_t rows = std::min(most_rows, most_listed_rows());
   if (rows == 0) return;
-  const std::int64_t n = code_.latents, above = rows * (n / kAboveShare), near = rows * (n / kNearShare);
+  const std::int64_t n = code_.latents, above = rows * (n / kListShare), near = rows * (n / kNearShare);
   const auto make = [&](const char* name, std::int64_t cols) {
     return &scratch.declare(name, 1, cols, spec_.dtype);
   };
@@ -39,8 +38,8 @@ bool SparseCode::collects() const { return batch_.rows() <= most_listed_rows(); 
 
 // Of a batch with lists: about 64 bytes for each element that fits.
 std::int64_t SparseCode::most_listed_rows() const {
-  if (code_.latents < kAboveShare || constants().pre_act_weight > 0 || !backend_.chooses()) return 0;
-  return kMostElements / (code_.latents / kAboveShare);
+  if (code_.latents < kListShare || constants().pre_act_weight > 0 || !backend_.chooses()) return 0;
+  return kMostElements / (code_.latents / kListShare);
 }
 
 double* SparseCode::listed(const Rows& part) const {
@@ -62,7 +61,7 @@ void SparseCode::collect_tile(const Rows& part, const Tensor& product) {
   const Tensor* bars = is("gated") ? gate_bars_ : w_.threshold;
   backend_.collect({product, bars == nullptr ? Tensor{} : *bars, windowed ? code_.bandwidth / 2 : 0,
                     part.first, code_of(main_), windowed ? code_of(near_) : Code{},
-                    rows * (code_.latents / kAboveShare), rows * (code_.latents / kNearShare), listed(part)});
+                    rows * (code_.latents / kListShare), rows * (code_.latents / kNearShare), listed(part)});
   tiles_.push_back(part);
 }
 

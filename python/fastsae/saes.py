@@ -54,8 +54,7 @@ class TopKSAE(_Selecting):
 encoder_init_norm, solver, learning_rate, momentum, beta1, beta2, epsilon, lr_schedule, lr_warm_up, lr_start, \
 lr_decay_steps, lr_total_steps, lr_final, lr_step_size, lr_gamma, max_grad_norm, batch_size, max_epochs, max_steps, \
 log_every, shuffle, validation_fraction, early_stopping, n_iter_no_change, tol, scale, dtype, precision, \
-state_precision, device, \
-random_state, checkpoint, checkpoint_every, checkpoint_steps, callback, verbose
+state_precision, device, random_state, checkpoint, checkpoint_every, checkpoint_steps, callback, verbose
         As for every :class:`fastsae.dictionaries.Dictionary`, and so are the attributes.
 
     Examples
