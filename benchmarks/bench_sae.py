@@ -3,7 +3,8 @@
 Whole steps (768 inputs, 16384 latents, k = 32) on batches that lie in memory: fastsae's, beside the training steps of
 SAELens, sparsify and dictionary_learning, as they come and at their best settings, and beside plain PyTorch (dense,
 with embedding_bag, compiled). fastsae also trains as each library does, which is what that library is compared with.
-The floor is the encoder's product alone, by fastsae, NumPy or PyTorch. Each contender is a process of its own
+The floor is the encoder's product alone, by fastsae, NumPy or PyTorch, in the precision of the result; fastsae may
+find what it selects from a cheaper one (docs/meanings.md), and take less. Each contender is a process of its own
 (sae_workers.py) with as many processors as threads; those of a group take turns of a step or more. Figures are medians
 over the rounds, ratios the medians of each round's ratio. Those that train alike must have the same loss after 3 steps.
 The peak is the most memory that a process held, and it is given beside what it held with its libraries alone.

@@ -103,3 +103,25 @@ def test_our_products_give_the_same_bits_on_every_level() -> None:
     first, second = (report(DIGESTS, FASTSAE_ISA=level, FASTSAE_PRODUCTS="panels") for level in found)
     assert first == second
     assert first != report(DIGESTS, FASTSAE_ISA=found[0], FASTSAE_PRODUCTS="blas")
+
+
+SELECTION = """
+rng = np.random.default_rng(1)
+rows, latents = rng.standard_normal((300, 200), dtype=np.float32), rng.standard_normal((2600, 200), dtype=np.float32)
+rows[7] += 50  # so that hardly anything is out by its bound
+digests = {}
+for k in (1, 5, 7):
+    values, indices = TopKEncoder(latents, rng.standard_normal(2600, dtype=np.float32), k).encode(rows)
+    digests[k] = [hashlib.sha256(array.tobytes()).hexdigest() for array in (values, indices)]
+print(json.dumps(digests))
+"""
+
+
+def test_rounded_scores_change_no_bit_of_a_selection() -> None:
+    """Where there are instructions for bfloat16, what may be selected is found by them; else all is computed."""
+    found = [level for level in levels() if level != "baseline"]
+    if len(found) < 2 or _core.bf16_unit() is None:
+        pytest.skip("this processor has no instructions for bfloat16")
+    script = "from fastsae import TopKEncoder\n" + SELECTION
+    first, second = (report(script, FASTSAE_ISA=level, FASTSAE_PRODUCTS="panels") for level in found)
+    assert first == second

@@ -17,8 +17,9 @@ from fastsae import Engine
 from fastsae import config as options
 
 THREADS = (1, 2, 3)
-# features, latents, outputs, k, rows of a batch: some latents have long lists, and rows are in several tiles.
-SIZES = [(5, 11, 5, 3, 7), (33, 1031, 33, 17, 300), (64, 300, 48, 40, 1100)]
+# features, latents, outputs, k, rows of a batch: some latents have long lists, rows are in several tiles, and the last
+# is large enough for a selection from rounded scores.
+SIZES = [(5, 11, 5, 3, 7), (33, 1031, 33, 17, 300), (64, 300, 48, 40, 1100), (130, 2100, 20, 3, 260)]
 
 
 def problem(model: str, size: tuple[int, ...], **rest: Any) -> tuple[Any, ...]:

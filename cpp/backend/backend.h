@@ -88,7 +88,7 @@ struct Selection {
   Tensor bias;        // [1 x latents], or none
   Tensor values;      // [rows x k]
   Tensor indices;     // [rows x k] of i32
-  Tensor scale = {};  // [1 x latents], or none
+  Tensor scale = {};  // [1 x latents], not negative, or none
   // Whether a row's results lie in the order of their columns instead of that of their values.
   bool by_column = false;
 };
@@ -99,7 +99,7 @@ struct BatchSelection {
   Tensor x;            // [rows x width]
   Tensor weight;       // [latents x width]
   Tensor bias;         // [1 x latents], or none
-  Tensor scale;        // [1 x latents], or none
+  Tensor scale;        // [1 x latents], not negative, or none
   std::int64_t count;  // 0 or more
   Tensor starts;       // [1 x rows + 1] of i32: where each row begins, then how many were kept
   Tensor columns;      // [1 x count] of i32

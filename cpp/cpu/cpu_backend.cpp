@@ -130,12 +130,12 @@ class CpuBackend final : public Backend {
   }
 
   void encode_select(const Selection& selection) override {
-    cpu::encode_select(selection, precision_, scratch_, crew());
+    cpu::encode_select(selection, precision_, rounding_, scratch_, crew());
   }
 
   void select_dead(const DeadSelection& selection) override {
     FlushDenormals flush;
-    cpu::select_dead(selection, precision_, scratch_, crew());
+    cpu::select_dead(selection, precision_, rounding_, scratch_, crew());
   }
 
   void decode(const Decoding& decoding) override {
@@ -185,7 +185,7 @@ class CpuBackend final : public Backend {
   }
 
   void encode_select_batch(const BatchSelection& selection) override {
-    cpu::encode_select_batch(selection, precision_, scratch_, crew());
+    cpu::encode_select_batch(selection, precision_, rounding_, scratch_, crew());
   }
 
   void unfold(const Windows& windows, Tensor images, Tensor columns) override {
@@ -284,6 +284,7 @@ class CpuBackend final : public Backend {
 
   Pool pool_;
   Scratch scratch_;
+  RoundingTrials rounding_;
   const Precision precision_;
   const Poll poll_;
 };

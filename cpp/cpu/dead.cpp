@@ -12,7 +12,7 @@ constexpr std::int64_t kCopiedRows = 64;  // of a task
 
 template <class S>
 void select_among(const DeadSelection& all, const std::int32_t* dead, std::int64_t count, Precision precision,
-                  Scratch& scratch, const Parallel& parallel) {
+                  RoundingTrials& trials, Scratch& scratch, const Parallel& parallel) {
   const std::int64_t width = all.x.cols, rows = all.x.rows, k = std::min(all.k, count);
   Scratch::Lease lease(scratch, doubles_for<S>(count * (width + 2)));
   S* copy = aligned<S>(lease.data());
@@ -30,7 +30,7 @@ void select_among(const DeadSelection& all, const std::int32_t* dead, std::int64
   const Tensor latents = shaped(all.code.latents, rows, k);
   encode_select({all.x, weight, bias, shaped(all.code.values, rows, k), latents,
                  all.scale.exists() ? scale : Tensor{}, true},
-                precision, scratch, parallel);
+                precision, trials, scratch, parallel);
   std::int32_t* starts = all.code.starts.as<std::int32_t>();
   for (std::int64_t row = 0; row <= rows; ++row) starts[row] = static_cast<std::int32_t>(row * k);
   for (std::int64_t i = 0; i < rows * k; ++i)
@@ -39,7 +39,8 @@ void select_among(const DeadSelection& all, const std::int32_t* dead, std::int64
 
 }  // namespace
 
-void select_dead(const DeadSelection& all, Precision precision, Scratch& scratch, const Parallel& parallel) {
+void select_dead(const DeadSelection& all, Precision precision, RoundingTrials& trials, Scratch& scratch,
+                 const Parallel& parallel) {
   const std::int64_t latents = all.since.cols;
   Scratch::Lease lease(scratch, doubles_for<std::int32_t>(latents));
   auto* dead = aligned<std::int32_t>(lease.data());
@@ -51,8 +52,9 @@ void select_dead(const DeadSelection& all, Precision precision, Scratch& scratch
   *all.dead = static_cast<double>(count);
   std::fill_n(all.code.starts.as<std::int32_t>(), all.x.rows + 1, 0);
   if (count == 0) return;
-  with_scalar(all.x.dtype,
-              [&](auto s) { select_among<decltype(s)>(all, dead, count, precision, scratch, parallel); });
+  with_scalar(all.x.dtype, [&](auto s) {
+    select_among<decltype(s)>(all, dead, count, precision, trials, scratch, parallel);
+  });
 }
 
 }  // namespace fastsae::cpu

@@ -9,8 +9,8 @@
 
 namespace fastsae::cpu {
 
-void select_dead(const DeadSelection& selection, Precision precision, Scratch& scratch,
-                 const Parallel& parallel);
+void select_dead(const DeadSelection& selection, Precision precision, RoundingTrials& trials,
+                 Scratch& scratch, const Parallel& parallel);
 // Whether what is not 0 of a tile has room in the code, and then is there.
 bool list_elements(const Tensor& tile, const Code& code, const Parallel& parallel);
 void collect(const Collection& collection, Scratch& scratch, const Parallel& parallel);

@@ -122,6 +122,31 @@ template <class V, int W, int Step = 1>
   if constexpr (2 * Step < W) transpose<V, W, 2 * Step>(line);
 }
 
+// Outputs one row long: the sum of a[k] line[i][k] for each of W lines. The terms are added as micro_kernel adds them.
+template <class S, int W>
+[[gnu::always_inline]] inline typename Vector<S, W>::type dot_lines(std::int64_t inner, const S* a,
+                                                                    const S* const (&line)[W]) {
+  using V = typename Vector<S, W>::type;
+  using Loose = typename Vector<S, W>::loose;
+  V sum{};
+  std::int64_t k = 0;
+  for (; k + W <= inner; k += W) {
+    V block[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) block[i] = *reinterpret_cast<const Loose*>(line[i] + k);
+    transpose<V, W>(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) sum += a[k + i] * block[i];
+  }
+  for (; k < inner; ++k) {
+    V across{};
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) across[i] = line[i][k];
+    sum += a[k] * across;
+  }
+  return sum;
+}
+
 // Packs `vectors` * W columns of B, of which `cols` exist, for `inner` values of k; the others become 0.
 // Here b[k * stride + col].
 template <class S, int W>

@@ -30,6 +30,9 @@ template <class S>
 using Micro = void (*)(std::int64_t inner, const S* a, std::int64_t stride, const S* b, std::int64_t b_stride,
                        S* c, std::int64_t c_stride, std::int64_t lanes, bool accumulate);
 template <class S>
+using Elements = void (*)(const S* x, std::int64_t inner, const S* weight, std::int64_t stride,
+                          const std::int32_t* rows, std::int64_t count, S* to);
+template <class S>
 using Pack = void (*)(std::int64_t inner, std::int64_t cols, std::int64_t vectors, const S* b,
                       std::int64_t stride, S* to);
 
@@ -67,6 +70,29 @@ struct PackJob {
   }
 };
 
+template <class S, int W>
+struct ElementsJob {
+  [[gnu::always_inline]] static void run(const S* x, std::int64_t inner, const S* weight, std::int64_t stride,
+                                         const std::int32_t* rows, std::int64_t count, S* to) {
+    const Even parts = Even::at_most(inner, kInner);
+    for (std::int64_t first = 0; first < count; first += W) {
+      typename Vector<S, W>::type sum{};
+      for (std::int64_t part = 0; part < parts.parts; ++part) {
+        const Range k = parts[part];
+        const S* line[W];
+        for (int i = 0; i < W; ++i)
+          line[i] = weight + rows[std::min(first + i, count - 1)] * stride + k.begin;
+        const auto terms = dot_lines<S, W>(k.end - k.begin, x + k.begin, line);
+        sum = part == 0 ? terms : sum + terms;
+      }
+      if (count - first >= W)
+        *reinterpret_cast<typename Vector<S, W>::loose*>(to + first) = sum;
+      else
+        store_first<S, W>(to + first, sum, count - first, false);
+    }
+  }
+};
+
 // 16 registers of 32 bytes, or 32 of 64.
 struct Avx2 {
   static constexpr int bytes = 32, rows = 4;
@@ -85,6 +111,7 @@ struct Avx512 {
 template <class S>
 struct Kernels {
   std::int64_t width, rows;
+  Elements<S> elements;
   Pack<S> pack[2];                             // as B lies, transposed
   Micro<S> micro[2][kMostVectors][kMostRows];  // by how A lies, vectors - 1, rows - 1
 };
@@ -94,6 +121,7 @@ constexpr Kernels<S> kernels_of() {
   constexpr int width = Level::bytes / static_cast<int>(sizeof(S));
   Kernels<S> all{width,
                  Level::rows,
+                 Level::template function<ElementsJob<S, width>, Elements<S>>,
                  {Level::template function<PackJob<S, width, false>, Pack<S>>,
                   Level::template function<PackJob<S, width, true>, Pack<S>>},
                  {}};
@@ -320,9 +348,19 @@ void panel_gemm(const Product<S>& p) {
   }
 }
 
+template <class S>
+void panel_elements(const S* x, std::int64_t inner, const S* weight, std::int64_t stride,
+                    const std::int32_t* rows, std::int64_t count, S* to) {
+  kernels<S>()->elements(x, inner, weight, stride, rows, count, to);
+}
+
 template class PanelProduct<float>;
 template class PanelProduct<double>;
 template void panel_gemm(const Product<float>&);
 template void panel_gemm(const Product<double>&);
+template void panel_elements(const float*, std::int64_t, const float*, std::int64_t, const std::int32_t*,
+                             std::int64_t, float*);
+template void panel_elements(const double*, std::int64_t, const double*, std::int64_t, const std::int32_t*,
+                             std::int64_t, double*);
 
 }  // namespace fastsae::cpu

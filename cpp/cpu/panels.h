@@ -71,4 +71,9 @@ class PanelProduct {
 template <class S>
 void panel_gemm(const Product<S>& product);
 
+// Elements of x weight' with the bits that the product has: of one row of x, with these rows of the weight.
+template <class S>
+void panel_elements(const S* x, std::int64_t inner, const S* weight, std::int64_t stride,
+                    const std::int32_t* rows, std::int64_t count, S* to);
+
 }  // namespace fastsae::cpu

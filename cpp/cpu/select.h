@@ -7,14 +7,15 @@
 
 #include "backend/backend.h"
 #include "cpu/scratch.h"
+#include "cpu/select_rounded.h"
 #include "cpu/select_tiles.h"
 
 namespace fastsae::cpu {
 
-void encode_select(const Selection& selection, Precision precision, Scratch& scratch,
+void encode_select(const Selection& selection, Precision precision, RoundingTrials& trials, Scratch& scratch,
                    const Parallel& parallel);
 
-void encode_select_batch(const BatchSelection& selection, Precision precision, Scratch& scratch,
-                         const Parallel& parallel);
+void encode_select_batch(const BatchSelection& selection, Precision precision, RoundingTrials& trials,
+                         Scratch& scratch, const Parallel& parallel);
 
 }  // namespace fastsae::cpu

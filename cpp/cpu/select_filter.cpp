@@ -24,10 +24,10 @@ void run_baseline(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bi
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t first = block * kLanes;
     std::int32_t any = 0;
-    for (std::int64_t i = first; i < first + kLanes; ++i) any |= row(i) <= limit ? 0 : 1;
+    for (std::int64_t i = first; i < first + kLanes; ++i) any |= row.most(i) <= limit ? 0 : 1;
     bits[block] = 0;
     for (std::int64_t i = 0; any != 0 && i < kLanes; ++i)
-      bits[block] |= (row(first + i) <= limit ? 0u : 1u) << i;
+      bits[block] |= (row.most(first + i) <= limit ? 0u : 1u) << i;
   }
 }
 
@@ -42,9 +42,11 @@ void run_avx512(Scored<S> row, std::int64_t blocks, S limit, std::uint32_t* bits
 template <>
 [[gnu::target("avx2,fma")]] void run_avx2(Scored<float> row, std::int64_t blocks, float limit,
                                           std::uint32_t* bits) {
-  const __m256 least = _mm256_set1_ps(limit);
+  const __m256 least = _mm256_set1_ps(limit), reach = _mm256_set1_ps(row.reach);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 8) {
-    const __m256 z = _mm256_add_ps(_mm256_loadu_ps(row.score + i), _mm256_loadu_ps(row.bias + i));
+    const __m256 most =
+        _mm256_fmadd_ps(reach, _mm256_loadu_ps(row.margin + i), _mm256_loadu_ps(row.score + i));
+    const __m256 z = _mm256_add_ps(most, _mm256_loadu_ps(row.bias + i));
     const __m256 greater =
         _mm256_cmp_ps(_mm256_mul_ps(z, _mm256_loadu_ps(row.scale + i)), least, _CMP_NLE_UQ);
     const auto found = static_cast<std::uint32_t>(_mm256_movemask_ps(greater)) << i % kLanes;
@@ -55,9 +57,11 @@ template <>
 template <>
 [[gnu::target("avx2,fma")]] void run_avx2(Scored<double> row, std::int64_t blocks, double limit,
                                           std::uint32_t* bits) {
-  const __m256d least = _mm256_set1_pd(limit);
+  const __m256d least = _mm256_set1_pd(limit), reach = _mm256_set1_pd(row.reach);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 4) {
-    const __m256d z = _mm256_add_pd(_mm256_loadu_pd(row.score + i), _mm256_loadu_pd(row.bias + i));
+    const __m256d most =
+        _mm256_fmadd_pd(reach, _mm256_loadu_pd(row.margin + i), _mm256_loadu_pd(row.score + i));
+    const __m256d z = _mm256_add_pd(most, _mm256_loadu_pd(row.bias + i));
     const __m256d greater =
         _mm256_cmp_pd(_mm256_mul_pd(z, _mm256_loadu_pd(row.scale + i)), least, _CMP_NLE_UQ);
     const auto found = static_cast<std::uint32_t>(_mm256_movemask_pd(greater)) << i % kLanes;
@@ -70,9 +74,11 @@ template <>
                                                                                std::int64_t blocks,
                                                                                float limit,
                                                                                std::uint32_t* bits) {
-  const __m512 least = _mm512_set1_ps(limit);
+  const __m512 least = _mm512_set1_ps(limit), reach = _mm512_set1_ps(row.reach);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 16) {
-    const __m512 z = _mm512_add_ps(_mm512_loadu_ps(row.score + i), _mm512_loadu_ps(row.bias + i));
+    const __m512 most =
+        _mm512_fmadd_ps(reach, _mm512_loadu_ps(row.margin + i), _mm512_loadu_ps(row.score + i));
+    const __m512 z = _mm512_add_ps(most, _mm512_loadu_ps(row.bias + i));
     const __mmask16 greater =
         _mm512_cmp_ps_mask(_mm512_mul_ps(z, _mm512_loadu_ps(row.scale + i)), least, _CMP_NLE_UQ);
     const std::uint32_t found = std::uint32_t{greater} << i % kLanes;
@@ -85,9 +91,11 @@ template <>
                                                                                std::int64_t blocks,
                                                                                double limit,
                                                                                std::uint32_t* bits) {
-  const __m512d least = _mm512_set1_pd(limit);
+  const __m512d least = _mm512_set1_pd(limit), reach = _mm512_set1_pd(row.reach);
   for (std::int64_t i = 0; i < blocks * kLanes; i += 8) {
-    const __m512d z = _mm512_add_pd(_mm512_loadu_pd(row.score + i), _mm512_loadu_pd(row.bias + i));
+    const __m512d most =
+        _mm512_fmadd_pd(reach, _mm512_loadu_pd(row.margin + i), _mm512_loadu_pd(row.score + i));
+    const __m512d z = _mm512_add_pd(most, _mm512_loadu_pd(row.bias + i));
     const __mmask8 greater =
         _mm512_cmp_pd_mask(_mm512_mul_pd(z, _mm512_loadu_pd(row.scale + i)), least, _CMP_NLE_UQ);
     const std::uint32_t found = std::uint32_t{greater} << i % kLanes;
@@ -118,7 +126,7 @@ std::int64_t filter(const Scored<S>& row, S limit, std::int32_t* offsets) {
       offsets[found++] = static_cast<std::int32_t>(first + std::countr_zero(some));
   };
   const auto from = [&](std::int64_t i) {
-    return Scored<S>{row.score + i, row.bias + i, row.scale + i, row.count - i};
+    return Scored<S>{row.score + i, row.bias + i, row.scale + i, row.margin + i, row.reach, row.count - i};
   };
   std::int64_t i = 0;
   while (i + kLanes <= row.count) {
@@ -137,7 +145,7 @@ std::int64_t filter(const Scored<S>& row, S limit, std::int32_t* offsets) {
   }
   for (; i < row.count; ++i) {
     offsets[found] = static_cast<std::int32_t>(i);
-    found += row(i) <= limit ? 0 : 1;
+    found += row.most(i) <= limit ? 0 : 1;
   }
   return found;
 }

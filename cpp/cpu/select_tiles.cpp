@@ -165,13 +165,17 @@ std::int64_t ScoreTiles<S>::most_rows(std::int64_t width) {
 }
 
 template <class S>
-ScoreTiles<S>::ScoreTiles(const Tensor& x, const Tensor& weight, Precision precision, std::int64_t most_tasks,
+Provider score_provider(const Tensor& x, const Tensor& weight, Precision precision) {
+  if (precision == Precision::bf16 && std::is_same_v<S, float>) return Provider::bf16;
+  return provider_for(false, true, x.rows, weight.rows, x.cols, weight.dtype);
+}
+
+template <class S>
+ScoreTiles<S>::ScoreTiles(const Tensor& x, const Tensor& weight, Provider provider, std::int64_t most_tasks,
                           std::int64_t most_lanes)
     : x_(x),
       weight_(weight),
-      provider_(precision == Precision::bf16 && std::is_same_v<S, float>
-                    ? Provider::bf16
-                    : provider_for(false, true, x.rows, weight.rows, x.cols, weight.dtype)),
+      provider_(provider),
       rows_(x.rows, (x.rows + row_unit<S>(provider_) - 1) / row_unit<S>(provider_),
             std::min<std::int64_t>(row_unit<S>(provider_), 16)) {
   const std::int64_t tasks =
@@ -223,6 +227,8 @@ void ScoreTiles<S>::run(Scratch& scratch, const Parallel& parallel, const Visit&
   run_by(BlasScores<S>(x_, weight_, lanes_), scratch, parallel, visit, between);
 }
 
+template Provider score_provider<float>(const Tensor&, const Tensor&, Precision);
+template Provider score_provider<double>(const Tensor&, const Tensor&, Precision);
 template class ScoreTiles<float>;
 template class ScoreTiles<double>;
 

@@ -25,6 +25,10 @@ struct ScoreTile {
   std::int64_t stride;
 };
 
+// Who makes them.
+template <class S>
+Provider score_provider(const Tensor& x, const Tensor& weight, Precision precision);
+
 // Tasks share the rows and, where these are few, the columns, in lanes. What is packed of the weights is packed once, for
 // all of them. The tiles of a task come in the order of their columns, and those of a row in one lane from one task.
 template <class S>
@@ -35,12 +39,12 @@ class ScoreTiles {
   // So many rows are taken at once: enough to pay for packing the weights, few enough to stay in the last cache.
   static std::int64_t most_rows(std::int64_t width);
 
-  ScoreTiles(const Tensor& x, const Tensor& weight, Precision precision, std::int64_t most_tasks,
+  ScoreTiles(const Tensor& x, const Tensor& weight, Provider provider, std::int64_t most_tasks,
              std::int64_t most_lanes);
 
   std::int64_t tasks() const { return shares_ * lanes_; }
   std::int64_t lanes() const { return lanes_; }
-  // `between` runs alone, now and then.
+  // `between` runs alone, now and then. A large `visit` is given as std::cref, which allocates nothing.
   void run(Scratch& scratch, const Parallel& parallel, const Visit& visit,
            const std::function<void()>& between = {}) const;
 

@@ -93,21 +93,23 @@ std::map<std::string, ModelSpec> other_models() {
   all["topk"].sparse_code->decoder_norm = "rescale";
   all["batch_topk"].sparse_code->prefixes = {15, 40};
   all["batch_topk"].sparse_code->prefix_weights = {1, 2};
+  for (const char* activation : {"topk", "batch_topk"})  // large enough for rounded scores
+    all[std::string(activation) + ", rounded"] = sparse_model(DType::f32, 160, 2100, activation);
   return all;
 }
 
 // Four steps in an order, with weights and targets, or as the rows lie; clipped, with a schedule.
 void test_steps_of(const std::string& name, const ModelSpec& spec) {
-  constexpr std::int64_t kRows = 37, kAll = 4 * kRows;
+  const std::int64_t width = spec.n_features, size = width == 11 ? 37 : 260, all = 4 * size;
   OptimizerSpec optimizer{"adam", 1e-3, 0.9, 0.9, 0.999, 1e-8, 1e-3};
   optimizer.schedule = {"cosine", 2, 100};
   Engine engine(spec, optimizer, make_backend("cpu", Precision::full, {}), 0);
-  const std::vector<double> x = numbers(kAll * 11, 1), weights = numbers(kAll, 2);
+  const std::vector<double> x = numbers(all * width, 1), weights = numbers(all, 2);
   std::vector<std::int64_t> order;
-  for (std::int64_t i = 0; i < kAll; ++i) order.push_back(i * 5 % kAll);
-  const RowSource rows{x.data(), kAll, 11, 11 * sizeof(double), DType::f64};
+  for (std::int64_t i = 0; i < all; ++i) order.push_back(i * 3 % all);
+  const RowSource rows{x.data(), all, width, width * static_cast<std::int64_t>(sizeof(double)), DType::f64};
   const auto made = [&](const Examples& examples, const std::int64_t* taken) {
-    return allocations_of([&] { engine.run(examples, taken, kAll, kRows); });
+    return allocations_of([&] { engine.run(examples, taken, all, size); });
   };
   check(made({rows}, nullptr) == 0, name + ": steps allocate");
   check(made({rows, weights.data(), rows}, order.data()) == 0, name + ": steps in an order allocate");
