@@ -40,7 +40,7 @@ template <class S, bool kRounded>
 class SelectBatch {
   using Key = decltype(selection_key(S()));
   using Entry = BatchEntry<S, kRounded>;
-  static constexpr std::int64_t kRoom = kRounded ? 3 : 2;  // of a list, for each that is wanted
+  static constexpr std::int64_t kRoom = kRounded ? 8 : 2;  // of a list, for each that is wanted
 
   struct List {
     Entry* entries;
@@ -81,10 +81,13 @@ class SelectBatch {
     if (!open_) finish();
     return !open_;
   }
+  // How many were computed of those that were rounded; all where that left too much open.
+  std::int64_t computed() const { return open_ ? all_.x.rows * all_.weight.rows : computed_; }
 
  private:
   // All that come before the bar, or the best `count` of them and more.
   void collect(Key bar) {
+    kept_ = 0;
     for (std::int64_t task = 0; task < tasks_; ++task)
       lists_[task] = {aligned<Entry>(entries_.data()) + task * capacity_, 0, {}, false, limit_of(bar)};
     const std::int64_t most = ScoreTiles<S>::most_rows(all_.x.cols);
@@ -93,7 +96,7 @@ class SelectBatch {
       const ScoreLines<S> lines = lines_from(first);
       const auto visit = [&](const ScoreTile<S>& tile) { scan(lines, tile, first); };
       ScoreTiles<S>(all_.x.slice_rows(first, rows), all_.weight, provider_, tasks_, tasks_)
-          .run(scratch_, parallel_, std::cref(visit), [this] { raise_bar(kRoom * count_); });
+          .run(scratch_, parallel_, std::cref(visit), [this] { raise_bar(2 * std::max(count_, kept_)); });
     }
     if constexpr (kRounded) compute(bar);
   }
@@ -187,6 +190,7 @@ class SelectBatch {
     }
     if (kRounded) bar = std::max(bar, selection_key(S(0)) + 1);
     parallel_(tasks_, [&](std::int64_t task) { drop(lists_[task], bar); });
+    kept_ = total();
   }
 
   std::int64_t count_from(Key key) {
@@ -206,6 +210,7 @@ class SelectBatch {
     for (std::int64_t task = 0; task < tasks_; ++task) open_ |= lists_[task].open;
     open_ |= total() > capacity_;
     if (open_) return;
+    computed_ += total();
     Entry* const all = aligned<Entry>(entries_.data()) + tasks_ * capacity_;
     sort_by_rows(all, [&](const auto& each) {
       for (std::int64_t task = 0; task < tasks_; ++task)
@@ -285,7 +290,9 @@ class SelectBatch {
   const ScoreBounds* const bounds_;
   Scratch::Lease entries_;  // [tasks_ x capacity_], and those that are kept once more
   Scratch::Lease list_memory_;
-  List* const lists_;  // [tasks_]
+  List* const lists_;      // [tasks_]
+  std::int64_t kept_ = 0;  // when the bar was raised last
+  std::int64_t computed_ = 0;
   bool open_ = false;
 };
 
@@ -303,8 +310,9 @@ void encode_select_batch(const BatchSelection& selection, Precision precision, R
       const std::int64_t k = selection.count / std::max<std::int64_t>(1, x.rows) + 1;
       if (provider == Provider::panels && trials.wanted(x, weight, k)) {
         const ScoreBounds bounds(x, weight, selection.bias, scratch, parallel);
-        const bool made = SelectBatch<S, true>(selection, Provider::bf16, scratch, parallel, &bounds).run();
-        trials.report(made ? 0 : 1, 1);
+        SelectBatch<S, true> rounded(selection, Provider::bf16, scratch, parallel, &bounds);
+        const bool made = rounded.run();
+        trials.report(rounded.computed(), x.rows * weight.rows);
         if (made) return;
       }
     }

@@ -16,10 +16,13 @@ constexpr int kPause = 64;
 // as long as several of a product.
 constexpr std::int64_t kFewestRows = 256, kLeastWidth = 128, kFewestLatents = 2048,
                        kTermsOfElement = 64 << 10;
-constexpr std::int64_t kMostShare = 16;
+constexpr std::int64_t kMostShare = 32;
+constexpr std::int64_t kFirstLook = 256;  // elements of a list that has not been looked through
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-std::int64_t capacity_for(std::int64_t k) { return std::max<std::int64_t>(512, 4 * k); }
+std::int64_t capacity_for(std::int64_t k, std::int64_t latents) {
+  return std::max(4 * k, std::clamp<std::int64_t>(2 * latents / kMostShare, 512, 1024));
+}
 
 class SelectRounded {
  public:
@@ -29,7 +32,8 @@ class SelectRounded {
         parallel_(parallel),
         tasks_(threads_here()),
         k_(selection.values.cols),
-        capacity_(capacity_for(k_)),
+        capacity_(capacity_for(k_, selection.weight.rows)),
+        first_look_(std::max(kFirstLook, 2 * k_)),
         bounds_(selection.x, selection.weight, selection.bias, scratch, parallel) {}
 
   // Writes the numbers of the rows that stay open, and says how many there are.
@@ -53,8 +57,9 @@ class SelectRounded {
   };
   struct Row {
     float limit = std::numeric_limits<float>::quiet_NaN();  // below what k at least are certain to reach
-    std::int32_t count = 0;
-    bool open = false;  // there are too many
+    std::int64_t count = 0;
+    std::int64_t next = 0;  // how many there are when they are looked through
+    bool open = false;      // there are too many
   };
 
   std::int64_t run(std::int64_t first, std::int64_t rows, std::int32_t* open) {
@@ -67,7 +72,7 @@ class SelectRounded {
         states(scratch_, doubles_for<Row>(lists));
     candidates_ = aligned<Candidate>(candidates.data());
     rows_ = aligned<Row>(states.data());
-    std::fill_n(rows_, lists, Row{});
+    std::fill_n(rows_, lists, Row{.next = first_look_});
     const auto visit = [&](const ScoreTile<float>& tile) {
       for (std::int64_t row = tile.rows.begin; row < tile.rows.end; ++row)
         scan(lines.of(tile, row), tile.cols.begin, tile.lane * rows + row);
@@ -108,7 +113,7 @@ class SelectRounded {
     if (candidate.most <= row.limit || row.open) return;
     if (!(candidate.least >= -kInfinity)) candidate.least = -kInfinity;  // not a number
     candidates_[list * capacity_ + row.count++] = candidate;
-    if (row.count == capacity_) keep_possible(list);
+    if (row.count == row.next) keep_possible(list);
   }
 
   void join(std::int64_t list, std::int64_t other) {
@@ -127,8 +132,9 @@ class SelectRounded {
     if (bar > -kInfinity) row.limit = bar - (std::abs(bar) * 0x1p-20f + 0x1p-100f);
     const Candidate* end =
         std::remove_if(all, all + row.count, [&](const Candidate& one) { return one.most <= row.limit; });
-    row.count = static_cast<std::int32_t>(end - all);
+    row.count = end - all;
     row.open = row.count > capacity_ / 2;
+    row.next = std::min(capacity_, std::max(first_look_, 2 * row.count));
   }
 
   void finish(std::int64_t list, std::int64_t row, Item<float>* items) const {
@@ -146,7 +152,7 @@ class SelectRounded {
   const Selection& all_;
   Scratch& scratch_;
   const Parallel& parallel_;
-  const std::int64_t tasks_, k_, capacity_;
+  const std::int64_t tasks_, k_, capacity_, first_look_;
   const ScoreBounds bounds_;
   Candidate* candidates_ = nullptr;  // [lanes x rows x capacity_]
   Row* rows_ = nullptr;              // [lanes x rows]

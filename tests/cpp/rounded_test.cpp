@@ -272,7 +272,7 @@ int main() {
         cpu::set_num_threads(threads);
         const bool biased = threads != 1, scaled = threads == 8;
         const std::string name = text(of, ", ", threads, " threads");
-        for (const std::int64_t k : {std::int64_t{1}, std::int64_t{12}, std::int64_t{100}, latents - 1})
+        for (const std::int64_t k : {std::int64_t{1}, std::int64_t{12}, std::int64_t{300}, latents - 1})
           selects_rows(p, k, biased, scaled, scratch, parallel, name);
         for (const double hint : {0.0, 1.0, 1e30}) {
           // A backend that has seen no rows yet tries rounding.
