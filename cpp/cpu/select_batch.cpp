@@ -77,7 +77,7 @@ class SelectBatch {
                   ? std::max(least, selection_key(static_cast<S>(start)))
                   : least;
     if (count_ > 0) collect(bar);
-    if (total() < count_ && bar > least) collect(least);
+    if (!open_ && total() < count_ && bar > least) collect(least);
     if (!open_) finish();
     return !open_;
   }

@@ -255,6 +255,24 @@ void overflow_is_foreseen(cpu::Scratch& scratch, const cpu::Parallel& parallel) 
   }
 }
 
+// What is -inf with its bias is no number after a scale of 0, and comes first.
+void biases_may_overflow(cpu::Scratch& scratch, const cpu::Parallel& parallel) {
+  constexpr std::int64_t kRows = 256, kWidth = 128, kLatents = 2000;
+  Problem p(Kind::plain, kRows, kWidth, kLatents);
+  for (std::int64_t i = 0; i < kWidth; ++i) p.x[i] = std::ldexp(p.x[i], 45);
+  double square = 0;
+  for (std::int64_t i = 0; i < kWidth; ++i) square += static_cast<double>(p.x[i]) * p.x[i];
+  for (std::int64_t row = 1; row < kRows; ++row) std::copy_n(p.x.begin(), kWidth, p.x.begin() + row * kWidth);
+  // Half of what follows the last number, and a little more: with a bound it may be a little less.
+  const auto factor = static_cast<float>(std::ldexp(1.0003, 103) / square);
+  for (std::int64_t i = 0; i < kWidth; ++i) p.weight[9 * kWidth + i] = -p.x[i] * factor;
+  p.bias[9] = -std::numeric_limits<float>::max();
+  p.scale[9] = 0;
+  p.multiply_all();
+  check(p.keys(true, true)[9] == selection_key(kNan), "biases: expected no number");
+  selects_rows(p, {1}, true, true, scratch, parallel, "biases");
+}
+
 void elements_are_those_of_the_product() {
   for (const std::int64_t width : {1, 7, 16, 100, 384, 385, 768, 1000}) {
     Problem p(Kind::plain, 3, width, 50);
@@ -283,6 +301,7 @@ int main() {
   };
   const std::int64_t shapes[][3] = {{130, 200, 1100}, {150, 769, 2000}, {256, 128, 8300}, {300, 400, 2049}};
   overflow_is_foreseen(scratch, parallel);
+  biases_may_overflow(scratch, parallel);
   for (int kind = 0; kind < 10; ++kind) {
     for (const auto& [rows, width, latents] : shapes) {
       Problem p(static_cast<Kind>(kind), rows, width, latents);
